@@ -55,17 +55,13 @@ def accurate(name: str, call: Call, call64: Call) -> None:
         g, b, e = g.double(), b.double(), e.double()
         assert torch.equal(g.isnan(), e.isnan()), f"output {i}: NaN in other places"
         special = ~e.isfinite()
-        assert torch.equal(torch.nan_to_num(g)[special], torch.nan_to_num(e)[special]), (
-            f"output {i}: inf differs"
-        )
+        assert torch.equal(torch.nan_to_num(g)[special], torch.nan_to_num(e)[special]), f"output {i}: inf differs"
         g, b, e = (torch.where(special, 0.0, t) for t in (g, b, e))
         if e.numel() == 0:
             continue
         bound = 2 * (b - e).abs().max() + eps * e.abs() + 1e-38
         excess = ((g - e).abs() / bound).max().item()
-        assert excess <= 1, (
-            f"output {i}: error is {excess:.2f} of what is allowed ({(g - e).abs().max():.2e})"
-        )
+        assert excess <= 1, f"output {i}: error is {excess:.2f} of what is allowed ({(g - e).abs().max():.2e})"
 
 
 def deterministic(name: str, call: Call) -> None:

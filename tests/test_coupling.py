@@ -29,9 +29,7 @@ def test_log_det_is_the_jacobians(options):
             _, log_det = coupling(x, t, s, inverse=inverse, **options)
             for b in range(len(x)):
                 jacobian = torch.autograd.functional.jacobian(
-                    lambda row: coupling(row, t[b : b + 1], s[b : b + 1], inverse=inverse, **options)[
-                        0
-                    ].flatten(),  # noqa: B023
+                    lambda row: coupling(row, t[b : b + 1], s[b : b + 1], inverse=inverse, **options)[0].flatten(),  # noqa: B023
                     x[b : b + 1],
                 ).reshape(x[0].numel(), -1)
                 assert torch.allclose(log_det[b], torch.linalg.slogdet(jacobian).logabsdet, atol=1e-10)

@@ -69,9 +69,7 @@ def test_batch_invariance_check_sees_a_broken_promise(name, case):
     def broken(call):
         out = promises.invoke(name, call)
         size = len(case.row and call.args[0])
-        return tuple(
-            torch.nextafter(o, o + 1) if o.is_floating_point() and size > 1 else o + (size > 1) for o in out
-        )
+        return tuple(torch.nextafter(o, o + 1) if o.is_floating_point() and size > 1 else o + (size > 1) for o in out)
 
     call = build(case, torch.float32)
     if all(o.numel() == 0 for o in promises.invoke(name, promises.fresh(call))):
@@ -85,9 +83,7 @@ def test_strides_do_not_matter(name, case):
     promises.strides_do_not_matter(name, build(case, torch.float32))
 
 
-@pytest.mark.parametrize(
-    ("name", "case"), [next(t for t in ALL if t[0] == name) for name in cases()], ids=label
-)
+@pytest.mark.parametrize(("name", "case"), [next(t for t in ALL if t[0] == name) for name in cases()], ids=label)
 def test_opcheck(name, case, backend_name):
     if backend_name != "cpu":
         pytest.skip("registration does not depend on the backend")

@@ -14,9 +14,7 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def tensor(
-    value: object, name: str, *, rank: int | None = None, dtypes: Sequence[torch.dtype] = FLOATS
-) -> Tensor:
+def tensor(value: object, name: str, *, rank: int | None = None, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
     """`value` is a tensor of that rank and one of those dtypes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, wants a torch.Tensor")
@@ -31,9 +29,7 @@ def shape(value: Tensor, name: str, want: tuple[int | None, ...], meaning: str =
     """`value` has the sizes `want` (None: any)."""
     if value.ndim != len(want) or any(w is not None and g != w for g, w in zip(value.shape, want)):
         wanted = "(" + ", ".join("any" if w is None else str(w) for w in want) + ")"
-        raise ValueError(
-            f"{name}: got shape {tuple(value.shape)}, wants {wanted}{meaning and ' = ' + meaning}"
-        )
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, wants {wanted}{meaning and ' = ' + meaning}")
 
 
 def like(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: bool = True) -> None:

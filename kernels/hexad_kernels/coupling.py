@@ -53,9 +53,7 @@ def contract(
 ) -> tuple[Tensor, Tensor]:
     check.tensor(x, "x")
     if x.ndim < 2:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, wants (batch, channels, *spatial) or (batch, features)"
-        )
+        raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, channels, *spatial) or (batch, features)")
     if split == 1 and x.ndim not in (2, 4):
         raise ValueError(f"x: got {x.ndim} dimensions, wants 2 or 4 for a checkerboard split")
     if split == 0:

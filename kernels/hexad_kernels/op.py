@@ -231,9 +231,7 @@ class Op:
         text = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(
-                f"hexad {self.name}: the plain torch reference serves this call ({text})", stacklevel=4
-            )
+            warnings.warn(f"hexad {self.name}: the plain torch reference serves this call ({text})", stacklevel=4)
 
     # The torch.library lane
 
@@ -279,10 +277,7 @@ class Op:
 
     def _backward(self, grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:
         with torch.enable_grad():
-            leaves = [
-                a.detach().requires_grad_(need) if isinstance(a, Tensor) else a
-                for a, need in zip(args, needed)
-            ]
+            leaves = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needed)]
             outputs = self.reference(*leaves)
             outputs = (outputs,) if self.single else outputs
             pairs = [(o, g) for o, g in zip(outputs, grads) if g is not None and o.requires_grad]

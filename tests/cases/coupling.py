@@ -14,9 +14,7 @@ def case(name, shape, *, additive=False, split="channel", flip=False, dtype_size
     n = 1
     for s in shape:
         n *= s
-    return Case(
-        name, make, first_rows, batch=shape[0], work=Work(flops=4 * n, bytes=3 * n * dtype_size), **flags
-    )
+    return Case(name, make, first_rows, batch=shape[0], work=Work(flops=4 * n, bytes=3 * n * dtype_size), **flags)
 
 
 CASES = [
