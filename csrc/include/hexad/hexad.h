@@ -73,18 +73,16 @@ HEXAD_API const char* hexad_openmp_path(void);
 HEXAD_API const char* hexad_cuda_missing(void);
 
 /* coupling: y_active = x_active * exp(s) + shift, or its inverse; y_passive = x_passive.
- *   x, y (B, N) row-contiguous, N = channels * spatial; log_det (B) fp32 = +-sum of s over the row.
- *   shift, log_scale (B, Na) for split 0 (the active range is contiguous), (B, N) for split 1.
+ *   x, y (B, C, ...), each batch row contiguous, float32 or bfloat16; log_det (B) float32 = +-sum of s.
+ *   shift, log_scale: for split 0 the active half (B, C_active, ...), for split 1 x's shape.
  *   log_scale NULL: additive, log_det = 0.
- *   split 0 channel: `active_begin` is the first active element of a row, Na = shift columns.
- *   split 1 checkerboard: rows of `width`, `height` of them a channel; element (h, w) is active
- * when (h + w) % 2 == (flip ? 0 : 1). scale_map 0: s = r; 1: s = clamp * tanh(r / clamp); 2: s =
- * log(sigmoid(r + 2)). */
+ *   split 0 channel: the last C/2 channels are active (flip: the first C - C/2);
+ *   split 1 checkerboard: active where (h + w) is odd (flip: even); x (B, C, H, W) or (B, D).
+ *   scale_map 0: s = r; 1: s = clamp * tanh(r / clamp); 2: s = log(sigmoid(r + 2)). */
 HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor* shift,
                                       const hexad_tensor* log_scale, hexad_tensor* y,
                                       hexad_tensor* log_det, int32_t inverse, int32_t split,
-                                      int32_t flip, int64_t active_begin, int64_t height,
-                                      int64_t width, int32_t scale_map, float clamp,
+                                      int32_t flip, int32_t scale_map, float clamp,
                                       hexad_stream stream);
 
 #ifdef __cplusplus
