@@ -11,4 +11,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
 
   m.def("coupling", door(hexad_coupling));
+  m.def("roofline", door(hexad_roofline));
 }

@@ -2,3 +2,4 @@
 #pragma once
 
 #include "op/coupling.h"
+#include "op/roofline.h"

@@ -85,6 +85,13 @@ HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor*
                                       int32_t flip, int32_t scale_map, float clamp,
                                       hexad_stream stream);
 
+/* roofline: work that runs at one limit of the CPU, to be timed by the caller.
+ *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in flops[0];
+ *   kind 2 read, 3 copy: `count` elements of source (to target).  sink: one float32 per thread. */
+HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_tensor* source,
+                                      hexad_tensor* target, hexad_tensor* sink,
+                                      hexad_tensor* flops, hexad_stream stream);
+
 #ifdef __cplusplus
 }
 #endif
