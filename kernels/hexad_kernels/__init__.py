@@ -1,7 +1,9 @@
 """Kernels of generative models as plain functions on tensors, each with a plain torch reference beside it."""
 
 from hexad_kernels.coupling import coupling
+from hexad_kernels.linear import linear
 from hexad_kernels.native import cmake_prefix, machine
+from hexad_kernels.norm import norm
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "cmake_prefix",
     "coupling",
     "explain",
+    "linear",
     "machine",
+    "norm",
 ]
