@@ -35,9 +35,7 @@ _FUNCTIONS = (
 )
 
 
-def contract(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None
-) -> tuple[Tensor]:
+def contract(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> tuple[Tensor]:
     check.tensor(x, "x")
     if x.ndim < 1:
         raise ValueError("x: got a scalar, wants (..., in features)")
