@@ -11,4 +11,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
 
   m.def("coupling", door(hexad_coupling));
+  m.def("linear", door(hexad_linear));
+  m.def("maskedconv", door(hexad_maskedconv));
+  m.def("norm", door(hexad_norm));
+  m.def("vq", door(hexad_vq));
 }

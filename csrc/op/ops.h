@@ -2,3 +2,7 @@
 #pragma once
 
 #include "op/coupling.h"
+#include "op/linear.h"
+#include "op/maskedconv.h"
+#include "op/norm.h"
+#include "op/vq.h"

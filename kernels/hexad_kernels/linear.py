@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hexad_kernels import check
+from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5, "sigmoid": 6}
@@ -65,11 +65,25 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, r
     return y.to(x.dtype)
 
 
+def _native(
+    outputs: tuple[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None
+) -> None:
+    native.C.linear(
+        check.matrix(x),
+        weight if weight.stride(1) == 1 else weight.contiguous(),
+        bias if bias is None or bias.is_contiguous() else bias.contiguous(),
+        None if residual is None else check.matrix(residual),
+        outputs[0],
+        activation,
+    )
+
+
 _op = Op(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias, int activation, Tensor? residual) -> Tensor",
     contract=contract,
     reference=reference,
+    native=_native,
     gradients=(0, 1, 2, 4),
 )
 

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hexad_kernels import check
+from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
+# The pixels that a thread gathers at once (csrc/op/maskedconv.h).
+PIXELS = 6
 MASKS = {"A": 0, "B": 1, "above": 2, "above_or_at": 3}
 
 
@@ -79,11 +81,34 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, mask: int, row: in
     return (y if col is None else y[..., 0]).contiguous()
 
 
+def _native(
+    outputs: tuple[Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: int,
+    row: int | None,
+    col: int | None,
+) -> None:
+    inputs, kh, kw = weight.shape[1:]
+    native.C.maskedconv(
+        x,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        outputs[0],
+        torch.empty((torch.get_num_threads(), PIXELS * inputs * kh * kw)),
+        taps_before(mask, kh, kw),
+        -1 if row is None else row,
+        -1 if col is None else col,
+    )
+
+
 _op = Op(
     "maskedconv",
     "(Tensor x, Tensor weight, Tensor? bias, int mask, SymInt? row, SymInt? col) -> Tensor",
     contract=contract,
     reference=reference,
+    native=_native,
     gradients=(0, 1, 2),
 )
 

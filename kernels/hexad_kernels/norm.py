@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hexad_kernels import check
+from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
 KINDS = {"layer": 0, "rms": 1, "group": 2}
@@ -92,12 +92,39 @@ def reference(
     return (F.silu(y) if activation else y).to(x.dtype)
 
 
+def _native(
+    outputs: tuple[Tensor],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: int,
+    eps: float,
+    num_groups: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: int,
+) -> None:
+    native.C.norm(
+        x.contiguous() if kind == GROUP else check.matrix(x),
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        None if scale is None else check.matrix(scale),
+        None if shift is None else check.matrix(shift),
+        outputs[0],
+        kind,
+        eps,
+        num_groups,
+        activation,
+    )
+
+
 _op = Op(
     "norm",
     "(Tensor x, Tensor? weight, Tensor? bias, int kind, float eps, int num_groups, Tensor? scale, Tensor? shift,"
     " int activation) -> Tensor",
     contract=contract,
     reference=reference,
+    native=_native,
     gradients=(0, 1, 2, 6, 7),
 )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexad_kernels import check
+from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
 
@@ -47,11 +47,16 @@ def reference(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return codebook[index].view(x.shape), index.view(x.shape[:-1])
 
 
+def _native(outputs: tuple[Tensor, Tensor], x: Tensor, codebook: Tensor) -> None:
+    native.C.vq(check.matrix(x), check.matrix(codebook), *outputs)
+
+
 _op = Op(
     "vq",
     "(Tensor x, Tensor codebook) -> (Tensor, Tensor)",
     contract=contract,
     reference=reference,
+    native=_native,
 )
 
 
