@@ -12,4 +12,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("coupling", door(hexad_coupling));
   m.def("roofline", door(hexad_roofline));
+  m.def("linear", door(hexad_linear));
+  m.def("maskedconv", door(hexad_maskedconv));
+  m.def("norm", door(hexad_norm));
+  m.def("vq", door(hexad_vq));
 }

@@ -373,5 +373,37 @@ HEXAD_INLINE void put(bf16* p, float x) {
   *p = to_bf16(x);
 }
 
+// load_first with zeros, by one masked load where the machine has it: for inner loops.
+HEXAD_INLINE vf load_part(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  const vi live = less_int(iota(), set1i(int32_t(n)));
+  return {(f32x8)_mm256_maskload_ps(p, (__m256i)live.lo),
+          (f32x8)_mm256_maskload_ps(p + 8, (__m256i)live.hi)};
+#else
+  return load_first(p, n);
+#endif
+}
+HEXAD_INLINE vf load_part(const bf16* p, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const __m256i raw = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
+  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
+#else
+  return load_first(p, n);
+#endif
+}
+
+// sum() of four vectors at once, with the same bits.
+HEXAD_INLINE f32x4 sum_each(vf a, vf b, vf c, vf d) {
+  const f32x4 a4 = halves_sum(halves_sum(a)), b4 = halves_sum(halves_sum(b));
+  const f32x4 c4 = halves_sum(halves_sum(c)), d4 = halves_sum(halves_sum(d));
+  const f32x4 ab =
+      __builtin_shufflevector(a4, b4, 0, 1, 4, 5) + __builtin_shufflevector(a4, b4, 2, 3, 6, 7);
+  const f32x4 cd =
+      __builtin_shufflevector(c4, d4, 0, 1, 4, 5) + __builtin_shufflevector(c4, d4, 2, 3, 6, 7);
+  return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+}
+
 }  // namespace
 }  // namespace hexad

@@ -3,3 +3,7 @@
 
 #include "op/coupling.h"
 #include "op/roofline.h"
+#include "op/linear.h"
+#include "op/maskedconv.h"
+#include "op/norm.h"
+#include "op/vq.h"

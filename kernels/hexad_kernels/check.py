@@ -68,6 +68,13 @@ def packed_rows(value: Tensor) -> Tensor:
     return value if value.shape[0] and value[0].is_contiguous() else value.contiguous()
 
 
+def matrix(value: Tensor) -> Tensor:
+    """`value` contiguous, or a matrix with unit stride inside a row: itself where it can be, a copy where not."""
+    if value.is_contiguous() or (value.ndim == 2 and value.stride(1) == 1):
+        return value
+    return value.contiguous()
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """Log-sum-exps and log-determinants are float32, float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32

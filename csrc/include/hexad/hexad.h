@@ -91,6 +91,45 @@ HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor*
 HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_tensor* source,
                                       hexad_tensor* target, hexad_tensor* sink,
                                       hexad_tensor* flops, hexad_stream stream);
+/* linear: y = act(x weight^T + bias) + residual.
+ *   x (..., K), y and residual (..., N): contiguous, or matrices with contiguous rows; weight (N,
+ * K) with contiguous rows; bias (N). fp32 or bf16, all of one dtype; bias, residual may be NULL.
+ *   activation 0 none, 1 relu, 2 gelu (erf), 3 gelu (tanh), 4 silu, 5 tanh, 6 sigmoid. */
+HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
+                                    const hexad_tensor* bias, const hexad_tensor* residual,
+                                    hexad_tensor* y, int32_t activation, hexad_stream stream);
+
+/* maskedconv: 2d convolution over the kernel's first `taps` taps in raster order, 'same' zero
+ * padding; weights of other taps do not count, whatever they hold.
+ *   x (B, Cin, H, W), any strides; weight (Cout, Cin, kh, kw), contiguous, kh and kw odd; bias
+ * (Cout) or NULL; fp32 or bf16, all of one dtype.
+ *   row < 0: y (B, Cout, H, W); col < 0: that row alone, y (B, Cout, W); else that pixel alone, y
+ * (B, Cout). y is contiguous.
+ *   workspace (T, n) fp32, contiguous: a part for each thread of the host's OpenMP runtime, n at
+ * least 6 * Cin * kh * kw. */
+HEXAD_API hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tensor* weight,
+                                        const hexad_tensor* bias, hexad_tensor* y,
+                                        hexad_tensor* workspace, int64_t taps, int64_t row,
+                                        int64_t col, hexad_stream stream);
+
+/* norm: y = act((n * weight + bias) * (1 + scale) + shift), n = x normalised.
+ *   kind 0 layer, 1 rms: x, y (..., D), over the last dimension; contiguous, or matrices with
+ * contiguous rows. kind 2 group: x, y (B, C, ...) contiguous, over each of num_groups groups of
+ * channels.
+ *   weight, bias (D), or (C) for group; scale, shift (B, D) or (B, C), B x's first dimension. All
+ * four may be NULL. fp32 or bf16, all of one dtype. activation 0 none, 1 silu. */
+HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* weight,
+                                  const hexad_tensor* bias, const hexad_tensor* scale,
+                                  const hexad_tensor* shift, hexad_tensor* y, int32_t kind,
+                                  double eps, int64_t num_groups, int32_t activation,
+                                  hexad_stream stream);
+
+/* vq: the nearest codebook entry by squared distance, the lowest index on ties.
+ *   x, quantized (..., D): contiguous, or matrices with contiguous rows; codebook (K, D), K >= 1,
+ * with contiguous rows; index int64, contiguous, one for each row of x.
+ *   A distance that is NaN gives HEXAD_INVALID, after rows without one were written. */
+HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
+                                hexad_tensor* quantized, hexad_tensor* index, hexad_stream stream);
 
 #ifdef __cplusplus
 }
