@@ -1,8 +1,12 @@
 """Kernels of generative models as plain functions on tensors, each with a plain torch reference beside it."""
 
 from hexad_kernels.coupling import coupling
+from hexad_kernels.invconv import invconv
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+from hexad_kernels.randn import randn
+from hexad_kernels.sample import sample
+from hexad_kernels.step import step
 
 __all__ = [
     "BACKENDS",
@@ -13,5 +17,9 @@ __all__ = [
     "cmake_prefix",
     "coupling",
     "explain",
+    "invconv",
     "machine",
+    "randn",
+    "sample",
+    "step",
 ]
