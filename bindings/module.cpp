@@ -11,4 +11,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
 
   m.def("coupling", door(hexad_coupling));
+  m.def("invconv", door(hexad_invconv));
+  m.def("randn", door(hexad_randn));
+  m.def("sample", door(hexad_sample));
+  m.def("step", door(hexad_step));
 }

@@ -2,3 +2,7 @@
 #pragma once
 
 #include "op/coupling.h"
+#include "op/invconv.h"
+#include "op/randn.h"
+#include "op/sample.h"
+#include "op/step.h"
