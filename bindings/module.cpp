@@ -16,4 +16,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("maskedconv", door(hexad_maskedconv));
   m.def("norm", door(hexad_norm));
   m.def("vq", door(hexad_vq));
+  m.def("invconv", door(hexad_invconv));
+  m.def("randn", door(hexad_randn));
+  m.def("sample", door(hexad_sample));
+  m.def("step", door(hexad_step));
 }

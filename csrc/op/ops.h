@@ -7,3 +7,7 @@
 #include "op/maskedconv.h"
 #include "op/norm.h"
 #include "op/vq.h"
+#include "op/invconv.h"
+#include "op/randn.h"
+#include "op/sample.h"
+#include "op/step.h"

@@ -3,10 +3,14 @@
 from hexad_kernels.coupling import coupling
 from hexad_kernels.linear import linear
 from hexad_kernels.maskedconv import maskedconv
+from hexad_kernels.invconv import invconv
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.norm import norm
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
 from hexad_kernels.vq import vq
+from hexad_kernels.randn import randn
+from hexad_kernels.sample import sample
+from hexad_kernels.step import step
 
 __all__ = [
     "BACKENDS",
@@ -22,4 +26,9 @@ __all__ = [
     "maskedconv",
     "norm",
     "vq",
+    "invconv",
+    "machine",
+    "randn",
+    "sample",
+    "step",
 ]
