@@ -1,0 +1,1 @@
+"""Ways of generating: plain functions that read as the algorithm they implement."""
