@@ -1,8 +1,8 @@
-"""Glow (Kingma and Dhariwal, 2018, "Glow: Generative Flow with Invertible 1x1 Convolutions") for small images.
+"""Glow for small images (Kingma and Dhariwal, 2018, "Glow: Generative Flow with Invertible 1x1 Convolutions").
 
-Each level squeezes 2x2 blocks into channels and takes ``steps`` steps of actnorm, invertible 1x1 convolution and
-affine coupling. Actnorm is folded into the convolution, y = W exp(s) (x + b), and its inverse is computed in
-fp64, both once for fixed weights.
+Each level squeezes 2x2 blocks into channels and takes a number of steps of actnorm, invertible 1x1 convolution
+and affine coupling. Actnorm is folded into the convolution, y = W exp(s) (x + b), and the inverse of that is
+computed in fp64, both once for fixed weights.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Mix(nn.Module):
         self.log_scale.copy_(-torch.log(x.std((0, 2, 3))))
 
     def folded(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(W, b, log det per pixel) of the folded map and (W, b) of its inverse; kept until a parameter changes."""
+        """(W, b, log det per pixel) of the map and (W, b) of its inverse; kept until a parameter changes."""
         own = (self.weight, self.log_scale, self.bias)
         state = [(p.data_ptr(), p._version, p.dtype) for p in own]
         if self._kept is None or self._kept[0] != state:
@@ -73,7 +73,7 @@ class Mix(nn.Module):
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution as a linear map of 3x3 patches, so that an image's bits do not depend on the batch."""
+    """A 3x3 convolution as a linear map of patches, so that an image's bits do not depend on the batch."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -106,11 +106,10 @@ class Coupling(nn.Module):
         rate = self.config.dropout
         h = self.inputs(x[:, : self.passive] + self.place, "relu")
         h = F.dropout(h, rate, self.training)
-        h = F.dropout(hk.linear(h, self.middle.weight, self.middle.bias, activation="relu"), rate, self.training)
+        h = hk.linear(h, self.middle.weight, self.middle.bias, activation="relu")
+        h = F.dropout(h, rate, self.training)
         shift, log_scale = self.outputs(h.movedim(-1, 1)).movedim(-1, 1).chunk(2, dim=1)
-        return hk.coupling(
-            x, shift, log_scale, inverse=inverse, scale_map="tanh", clamp=self.config.clamp
-        )
+        return hk.coupling(x, shift, log_scale, inverse=inverse, scale_map="tanh", clamp=self.config.clamp)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.couple(x, inverse=False)
@@ -120,7 +119,7 @@ class Coupling(nn.Module):
 
 
 class Glow(Flow):
-    """The flow of this file's first paragraph; nothing is factored out between levels, as images are small."""
+    """The flow described above. Nothing is factored out between levels, as the images are small."""
 
     def __init__(self, config: Config) -> None:
         shape = (1, config.size, config.size)

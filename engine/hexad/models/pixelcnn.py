@@ -1,12 +1,13 @@
 """Gated PixelCNN (van den Oord et al., 2016, "Conditional Image Generation with PixelCNN Decoders").
 
-p(x) = prod_i p(x_i | x_<i) over pixels in raster order, a softmax over grey levels each. A vertical stack sees
-all rows above a pixel, a horizontal stack the pixels to its left; every layer feeds the first into the second.
+p(x) = prod_i p(x_i | x_<i) over pixels in raster order, a softmax over grey levels each. A vertical stack
+sees all rows above a pixel, a horizontal stack the pixels to its left; every layer feeds the first into the
+second.
 
 Every step here exists for a whole image, for one row (``row``), and where it is causal within the row for one
-pixel (``row`` and ``col``), and gives the same bits in each: masked convolutions promise that, and all else is
+pixel (``row`` and ``col``), and gives the same bits in each. Masked convolutions promise that; all else is
 IEEE arithmetic, which rounds alike wherever an element stands. That is why the gate's sigmoids are algebraic:
-vectorised exp and tanh may round differently in the tail of a loop, so with the number of elements.
+vectorised exp may round differently in the tail of a loop, so it depends on how many elements there are.
 """
 
 from dataclasses import dataclass
@@ -49,9 +50,12 @@ def at(x: Tensor, row: int | None, col: int | None) -> Tensor:
 class MaskedConv(nn.Module):
     """``hexad_kernels.maskedconv`` with its weights (out, in, height, width)."""
 
-    def __init__(self, inputs: int, outputs: int, height: int, width: int, mask: str, gain: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, height: int, width: int, mask: str, gain: float = 1.0
+    ) -> None:
         super().__init__()
-        taps = (height // 2) * width + {"A": width // 2, "B": width // 2 + 1, "above": 0, "above_or_at": width}[mask]
+        in_row = {"A": width // 2, "B": width // 2 + 1, "above": 0, "above_or_at": width}
+        taps = (height // 2) * width + in_row[mask]
         std = gain / (inputs * taps) ** 0.5
         self.mask = mask
         self.weight = nn.Parameter(torch.randn(outputs, inputs, height, width) * std)
@@ -79,8 +83,10 @@ class Layer(nn.Module):
         self.view = nn.Embedding(config.views, 4 * c, padding_idx=0)
         nn.init.zeros_(self.view.weight)
 
-    def vertical(self, v: Tensor, row: int | None = None, view: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """v (B,Cin,H,W) -> (the layer's v (B,C,H,W), what the horizontal stack gets (B,2C,H,W)), or their row."""
+    def vertical(
+        self, v: Tensor, row: int | None = None, view: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """v (B,Cin,H,W) -> the layer's v (B,C,H,W) and what goes down (B,2C,H,W), or a row of both."""
         x = self.vertical_conv(v, row) + at(self.vertical_place, row, None)
         if view is not None:
             x = x + self.view(view)[:, : x.shape[1], None, None]
@@ -90,9 +96,14 @@ class Layer(nn.Module):
         return (y if self.first else y + at(v, row, None)), down
 
     def horizontal(
-        self, h: Tensor, down: Tensor, row: int | None = None, col: int | None = None, view: Tensor | None = None
+        self,
+        h: Tensor,
+        down: Tensor,
+        row: int | None = None,
+        col: int | None = None,
+        view: Tensor | None = None,
     ) -> Tensor:
-        """h (B,Cin,H,W) and what came down at the place asked for -> the layer's h (B,C,H,W), or its pixel (B,C)."""
+        """h (B,Cin,H,W) and what came down at the place asked for -> the layer's h, or its pixel (B,C)."""
         x = self.horizontal_conv(h, row, col) + down + at(self.horizontal_place, row, col)
         if view is not None:
             x = x + self.view(view)[:, x.shape[1] :, None, None]

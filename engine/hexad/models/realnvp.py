@@ -89,7 +89,7 @@ class Squeeze(nn.Module):
 class Coupling(nn.Module):
     """Affine coupling: half of x passes, and sets the shift and scale of the rest through a three-layer net.
 
-    At 8x8 pixels the net sees all of the passive half at once. It ends in zeros, so that a new layer is the identity.
+    At 8x8 pixels the net sees all of the passive half at once. It ends in zeros: a new layer is the identity.
     """
 
     def __init__(self, shape: tuple[int, int, int], split: str, flip: bool, config: Config) -> None:
@@ -175,7 +175,7 @@ class Flow(nn.Module):
 
 
 class RealNVP(Flow):
-    """The flow of this file's first paragraph, with alternating halves."""
+    """The flow described above; the halves alternate."""
 
     def __init__(self, config: Config) -> None:
         full, half = (1, config.size, config.size), (4, config.size // 2, config.size // 2)

@@ -26,7 +26,7 @@ def build() -> nn.Module:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
-    """Images shifted by a pixel help only if the model is told (Jun et al., 2020, "Distribution Augmentation")."""
+    """Trains on shifted images too, and tells the model so (Jun et al., 2020, "Distribution Augmentation")."""
     train = data.digits().train.x
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
