@@ -1,7 +1,7 @@
-"""Glow for small images (Kingma and Dhariwal, 2018, "Glow: Generative Flow with Invertible 1x1 Convolutions").
+"""Glow (Kingma and Dhariwal, 2018, "Glow: Generative Flow with Invertible 1x1 Convolutions"), small.
 
-Each level squeezes 2x2 blocks into channels and takes a number of steps of actnorm, invertible 1x1 convolution
-and affine coupling. Actnorm is folded into the convolution, y = W exp(s) (x + b), and the inverse of that is
+Each level squeezes 2x2 blocks into channels, then takes steps of actnorm, invertible 1x1 convolution and
+affine coupling. Actnorm is folded into the convolution, y = W exp(s) (x + b), and the inverse of that is
 computed in fp64, both once for fixed weights.
 """
 

@@ -94,6 +94,7 @@ class Coupling(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], split: str, flip: bool, config: Config) -> None:
         super().__init__()
+        self.passive: Tensor
         c, h, w = shape
         self.split, self.flip, self.config = split, flip, config
         if split == "channel":

@@ -26,7 +26,7 @@ def build() -> nn.Module:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
-    """Trains on shifted images too, and tells the model so (Jun et al., 2020, "Distribution Augmentation")."""
+    """Trains on shifted images too, and tells the model (Jun et al., 2020, "Distribution Augmentation")."""
     train = data.digits().train.x
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
