@@ -23,7 +23,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def grid(images: Tensor, *, columns: int | None = None, scale: int = 8) -> np.ndarray:
-    """Images (n,8,8) in [0,1] -> one picture (H,W) uint8: rows of ``columns``, pixels ``scale`` wide, white gaps.
+    """Images (n,8,8) in [0,1] -> one picture (H,W) uint8, ``columns`` to a row, pixels ``scale`` wide.
 
     A single image has no gap around it: at scale 1 it is the 8x8 image itself.
     """
@@ -47,9 +47,7 @@ def read_digit(path: Path) -> Tensor:
         with Image.open(path) as image:
             if image.size != (8, 8):
                 size = "x".join(map(str, image.size))
-                raise InputError(
-                    "IMAGE", f"{path} of {size} pixels", "8x8 pixels (as generate --n 1 --scale 1 writes)"
-                )
+                raise InputError("IMAGE", f"{path} of {size} pixels", "8x8 pixels (as generate --n 1 --scale 1 writes)")
             if image.mode not in ("L", "1", "LA", "P", "RGB", "RGBA"):
                 raise InputError("IMAGE", f"{path} of mode {image.mode}", "8 bits per grey value")
             colours = np.asarray(image.convert("RGB"))
