@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from .errors import HexadError, InputError
 
 OPTION_OF = {"class_": "--class"} | {
-    name: f"--{name}" for name in ("n", "seed", "steps", "guidance", "sampler", "prompt", "length")
+    name: "--" + name.replace("_", "-")
+    for name in ("n", "seed", "steps", "guidance", "sampler", "prompt", "length", "temperature", "top_k", "top_p")
 }
 
 

@@ -56,6 +56,9 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="sampling steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="strength of classifier-free guidance")] = None,
     sampler: Annotated[str | None, typer.Option(help="way of sampling")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest")] = None,
+    top_k: Annotated[int | None, typer.Option(help="draw among the k likeliest tokens")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw among the likeliest tokens of this mass")] = None,
     n: Annotated[int | None, typer.Option(help="how many samples; default 64 images, or 1 text")] = None,
     seed: Annotated[int, typer.Option(help="sample i depends on seed + i alone")] = 0,
     out: Annotated[Path | None, typer.Option(help="file to write; default out/MODEL.png, or stdout for text")] = None,
@@ -72,14 +75,8 @@ def generate(
     if images or out is not None:
         out = options.output_file(out or Path(f"out/{model}.png"), suffix=".png" if images else ".txt")
     task = entry.load_task()
-    given = {
-        "class_": class_,
-        "prompt": prompt,
-        "length": length,
-        "steps": steps,
-        "guidance": guidance,
-        "sampler": sampler,
-    }
+    given = {"class_": class_, "prompt": prompt, "length": length, "steps": steps, "guidance": guidance}
+    given |= {"sampler": sampler, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     chosen = options.generation(model, task, given)
     with options.user_errors(backend):
         network = registry.load(model, checkpoint)

@@ -25,14 +25,19 @@ def generation(name: str, task: Task, given: dict[str, Any]) -> dict[str, Any]:
     options = {option: value for option, value in given.items() if value is not None}
     for option in options:
         if option not in task.OPTIONS:
-            known = " ".join(sorted(f"--{o.rstrip('_')}" for o in task.OPTIONS)) or "none of these options"
+            known = " ".join(sorted("--" + o.rstrip("_").replace("_", "-") for o in task.OPTIONS)) or "no options"
             raise InputError(option, repr(options[option]), f"a model that has it; {name} understands {known}")
     if "class_" in options:
         integer("class_", options["class_"], 0, 9)
     for option in {"steps", "length"} & options.keys():
         integer(option, options[option], 1, 100_000)
-    if "guidance" in options and not (math.isfinite(options["guidance"]) and options["guidance"] >= 0):
-        raise InputError("guidance", options["guidance"], "a finite number, 0 or more")
+    for option in {"guidance", "temperature"} & options.keys():
+        if not (math.isfinite(options[option]) and options[option] >= 0):
+            raise InputError(option, options[option], "a finite number, 0 or more")
+    if "top_k" in options:
+        integer("top_k", options["top_k"], 0, 100_000)
+    if "top_p" in options and not 0 < options["top_p"] <= 1:
+        raise InputError("top_p", options["top_p"], "more than 0 and at most 1")
     if "prompt" in options and not options["prompt"].strip():
         raise InputError("prompt", repr(options["prompt"]), "some text")
     return options
