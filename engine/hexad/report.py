@@ -1,0 +1,104 @@
+"""What the command line shows: progress bars on stderr, tables of gates on stdout."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .evaluation import Gate
+
+
+def bars() -> Progress:
+    """A progress display on stderr that leaves stdout to the results."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(file=sys.stderr),
+    )
+
+
+@contextmanager
+def step_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar moved by ``progress(done, of)``."""
+    with bars() as progress:
+        task = progress.add_task(title, total=None, note="")
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def training_bar(name: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """A bar moved by ``progress(done, of, figures)``, with the figures beside it."""
+    with bars() as progress:
+        task = progress.add_task(f"training {name}", total=None, note="")
+
+        def update(done: int, total: int, figures: Mapping[str, float]) -> None:
+            if done == total:
+                progress.update(task, completed=done, total=total, note="judging on held-out data")
+            else:
+                note = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                progress.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def gate_table(results: Mapping[str, list[Gate] | str]) -> Table:
+    """Every gate with its bound and PASS or FAIL; a model that could not be judged shows why."""
+    table = Table("model", "held-out figure", "value", "gate", "")
+    for name, gates in results.items():
+        if isinstance(gates, str):
+            table.add_row(name, gates, "", "", "[red]FAIL[/]")
+            continue
+        for gate in gates:
+            verdict = "[green]PASS[/]" if gate.passed else "[red]FAIL[/]"
+            table.add_row(
+                name, gate.name, f"{gate.value:.4g} {gate.unit}", f"{gate.relation} {gate.bound:.4g}", verdict
+            )
+    return table
+
+
+def speed(ratio: float) -> str:
+    """The ratio in words, whichever way it goes."""
+    return f"kernels {ratio:.2f}x as fast" if ratio >= 1 else f"plain PyTorch {1 / ratio:.2f}x as fast"
+
+
+def verdict(agreement: dict[str, Any]) -> str:
+    """The agreement in words."""
+    if agreement.get("max_abs_difference"):
+        text = f"max difference {agreement['max_abs_difference']:.1e}"
+    else:
+        text = "identical" if agreement["agrees"] else "differ"
+    where = agreement.get("first_difference")
+    return f"{text}, first at {where}" if where else text
+
+
+def demo_table(results: Mapping[str, dict[str, Any]]) -> Table:
+    """One row per model of the demo."""
+    table = Table("model", "kernels", "plain PyTorch", "speed", "same seed, both ways", "bits/dim")
+    for name, result in results.items():
+        if "error" in result:
+            table.add_row(name, "[red]FAILED[/]", "", "", escape(result["error"]), "")
+            continue
+        seconds = result["seconds"]
+        colour = "green" if result["agreement"]["agrees"] else "red"
+        bits = f"{result['score']['bits_per_dim']:.3f}" if "score" in result else ""
+        times = (f"{seconds['kernels']:.3f} s", f"{seconds['reference']:.3f} s")
+        table.add_row(name, *times, speed(result["ratio"]), f"[{colour}]{verdict(result['agreement'])}[/]", bits)
+    return table
