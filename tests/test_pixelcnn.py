@@ -141,9 +141,7 @@ def test_generate_gives_grey_levels(model):
     assert seen == [(i + 1, 64) for i in range(64)]
 
 
-@pytest.mark.parametrize(
-    ("argument", "options"), [("n", {"n": 0}), ("temperature", {"n": 1, "temperature": -1.0})]
-)
+@pytest.mark.parametrize(("argument", "options"), [("n", {"n": 0}), ("temperature", {"n": 1, "temperature": -1.0})])
 def test_bad_requests_are_named(model, argument, options):
     with pytest.raises(InputError, match=argument):
         task.generate(model, seed=0, **options)

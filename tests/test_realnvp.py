@@ -85,9 +85,7 @@ def test_the_whole_flow_knows_its_jacobian(flow):
 
 def test_the_jacobian_check_notices_a_wrong_log_det(flow, monkeypatch):
     original = realnvp.Standardise.forward
-    monkeypatch.setattr(
-        realnvp.Standardise, "forward", lambda self, x: (original(self, x)[0], -original(self, x)[1])
-    )
+    monkeypatch.setattr(realnvp.Standardise, "forward", lambda self, x: (original(self, x)[0], -original(self, x)[1]))
     assert task.log_det_error(flow, images(2)) > 1e-3
 
 
@@ -128,9 +126,7 @@ def test_generate_gives_grey_levels_and_score_judges_each_image_alone(flow):
     assert torch.equal(task.score(flow, levels[1:2]), scores[1:2])
 
 
-@pytest.mark.parametrize(
-    ("argument", "options"), [("n", {"n": 0}), ("temperature", {"n": 1, "temperature": -1.0})]
-)
+@pytest.mark.parametrize(("argument", "options"), [("n", {"n": 0}), ("temperature", {"n": 1, "temperature": -1.0})])
 def test_bad_requests_are_named(flow, argument, options):
     with pytest.raises(InputError, match=argument):
         task.generate(flow, seed=0, **options)

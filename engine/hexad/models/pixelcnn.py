@@ -50,9 +50,7 @@ def at(x: Tensor, row: int | None, col: int | None) -> Tensor:
 class MaskedConv(nn.Module):
     """``hexad_kernels.maskedconv`` with its weights (out, in, height, width)."""
 
-    def __init__(
-        self, inputs: int, outputs: int, height: int, width: int, mask: str, gain: float = 1.0
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, height: int, width: int, mask: str, gain: float = 1.0) -> None:
         super().__init__()
         in_row = {"A": width // 2, "B": width // 2 + 1, "above": 0, "above_or_at": width}
         taps = (height // 2) * width + in_row[mask]
@@ -83,9 +81,7 @@ class Layer(nn.Module):
         self.view = nn.Embedding(config.views, 4 * c, padding_idx=0)
         nn.init.zeros_(self.view.weight)
 
-    def vertical(
-        self, v: Tensor, row: int | None = None, view: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def vertical(self, v: Tensor, row: int | None = None, view: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v (B,Cin,H,W) -> the layer's v (B,C,H,W) and what goes down (B,2C,H,W), or a row of both."""
         x = self.vertical_conv(v, row) + at(self.vertical_place, row, None)
         if view is not None:

@@ -25,7 +25,7 @@ class Config:
     hidden: int = 128
     clamp: float = 2.0
     margin: float = 0.05
-    dropout: float = 0.2
+    dropout: float = 0.3
 
 
 class Invertible(Protocol):
@@ -116,9 +116,7 @@ class Coupling(nn.Module):
         """The shift and the raw log scale, from the passive half of x (or of y: it is the same)."""
         h = x.flatten(1).index_select(1, self.passive)
         for layer in (self.inputs, self.middle):
-            h = F.dropout(
-                hk.linear(h, layer.weight, layer.bias, activation="relu"), self.config.dropout, self.training
-            )
+            h = F.dropout(hk.linear(h, layer.weight, layer.bias, activation="relu"), self.config.dropout, self.training)
         shift, log_scale = hk.linear(h, self.outputs.weight, self.outputs.bias).chunk(2, dim=1)
         return shift.reshape(-1, *self.parameter_shape), log_scale.reshape(-1, *self.parameter_shape)
 

@@ -1,5 +1,6 @@
 """Gated PixelCNN on the digits, pixels drawn one by one from a cache."""
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -61,8 +62,8 @@ def generate(
     """n images (n,8,8) in [0,1]; image i is drawn with seed + i."""
     if n < 1:
         raise InputError("n", n, "at least 1")
-    if not temperature >= 0:
-        raise InputError("temperature", temperature, "a number that is not negative")
+    if not 0 <= temperature < math.inf:
+        raise InputError("temperature", temperature, "a finite number, 0 or more")
     seeds = torch.arange(seed, seed + n)
     levels = pixels.sample(cast(PixelCNN, model), seeds, temperature=temperature, progress=progress)
     return levels / (data.LEVELS - 1)
