@@ -1,1 +1,1 @@
-"""Ways of generating: each function here reads as its algorithm, and the arithmetic is in hexad_kernels."""
+"""Ways of generating: plain functions that read as the algorithm they implement."""

@@ -1,0 +1,1 @@
+"""One file per published model: a frozen ``Config``, a torch ``Module``, ``KEYS`` (upstream name -> ours)."""

@@ -1,0 +1,1 @@
+"""One module per model: how it is built, trained, sampled, scored and judged."""

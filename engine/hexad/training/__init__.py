@@ -1,0 +1,1 @@
+"""Training objectives, one file per family, over one loop that survives being killed."""
