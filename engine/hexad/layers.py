@@ -1,4 +1,5 @@
-"""Layers that several models share, with the work done by ops. Weights are laid out and named as torch's own."""
+"""Layers that several models share, with the work done by ops. Weights are laid out and named as torch's
+own."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ class Linear(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """A 'same' convolution with its activation: (B, Cin, H, W) -> (B, Cout, ceil(H / stride), ceil(W / stride)).
+    """A 'same' convolution with its activation: (B, Cin, H, W) -> (B, Cout, ceil(H / stride), ceil(W /
+    stride)).
 
-    In eval mode it is `hexad_kernels.linear` over the patches, so that an image's bits depend on that image alone.
-    Training uses torch's convolution: the same numbers up to rounding, with a quicker backward.
+    In eval mode it is `hexad_kernels.linear` over the patches, so that an image's bits depend on that image
+    alone. Training uses torch's convolution: the same numbers up to rounding, with a quicker backward.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
@@ -31,7 +33,12 @@ class Conv(nn.Conv2d):
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, activation: str | None = None, training: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    activation: str | None = None,
+    training: bool = False,
 ) -> Tensor:
     """activation(weight * x + bias) with 'same' padding; see `Conv`."""
     kernel = weight.shape[-1]

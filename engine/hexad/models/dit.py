@@ -1,4 +1,5 @@
-"""DiT, a class-conditional diffusion transformer with adaLN-zero blocks (Peebles & Xie 2022, arXiv 2212.09748)."""
+"""DiT, a class-conditional diffusion transformer with adaLN-zero blocks (Peebles & Xie 2022, arXiv
+2212.09748)."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Block(nn.Module):
 
         x = x + g1 attention(norm(x) (1 + s1) + b1),   x = x + g2 mlp(norm(x) (1 + s2) + b2)
 
-    where the condition gives b, s and g; the layer that makes them starts at zero, so that a block starts as identity.
+    where the condition gives b, s and g; the layer that makes them starts at zero, so that a block starts as
+    identity.
     """
 
     def __init__(self, config: Config) -> None:
@@ -73,7 +75,8 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """(x (B, channels, size, size), t (B,) in 0..999, labels (B,) int64) -> the predicted velocity, shaped like x.
+    """(x (B, channels, size, size), t (B,) in 0..999, labels (B,) int64) -> the predicted velocity, shaped
+    like x.
 
     A label equal to `config.classes` is the null class: no condition, for classifier-free guidance.
     """

@@ -1,5 +1,5 @@
-"""A class-conditional convolutional GAN (Radford et al. 2015, arXiv 1511.06434; conditioning: Miyato & Koyama 2018,
-arXiv 1802.05637)."""
+"""A class-conditional convolutional GAN (Radford et al. 2015, arXiv 1511.06434; conditioning: Miyato & Koyama
+2018, arXiv 1802.05637)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 import hexad_kernels as ops
 from hexad.layers import convolve
@@ -29,7 +28,7 @@ class Config:
 class NormedConv(nn.Module):
     """Convolution, batch norm, SiLU. In eval mode the norm is folded into the weights, once, by `eval()`.
 
-        W' = W g / sqrt(var + eps),   b' = beta - mean g / sqrt(var + eps)
+    W' = W g / sqrt(var + eps),   b' = beta - mean g / sqrt(var + eps)
     """
 
     folded: tuple[Tensor, Tensor] | None
@@ -52,7 +51,8 @@ class NormedConv(nn.Module):
 
 
 class NormedLinear(nn.Module):
-    """z (B, inputs) -> SiLU(batch norm(W z)) as an image (B, channels, side, side), folded as `NormedConv` is."""
+    """z (B, inputs) -> SiLU(batch norm(W z)) as an image (B, channels, side, side), folded as `NormedConv`
+    is."""
 
     folded: tuple[Tensor, Tensor] | None
 
@@ -80,8 +80,8 @@ class NormedLinear(nn.Module):
 
 @torch.no_grad()
 def fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (C, ...) followed by a batch norm over its C outputs -> the one weight and bias (C,) equal to both.
-    In float64 inside."""
+    """Weight (C, ...) followed by a batch norm over its C outputs -> the one weight and bias (C,) equal to
+    both. In float64 inside."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
@@ -110,29 +110,28 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """(images (B, 1, size, size), labels (B,)) -> logits (B,): f(x) + <class vector, features(x)>.
+    """(images (B, 1, size, size), labels (B,)) -> logits (B,): f(x) + <class vector, features(x)> /
+    sqrt(features).
 
-    Only training needs it, and it is not shipped. Every layer is spectrally normalised (Miyato et al. 2018,
-    arXiv 1802.05957).
+    Only training needs it, and it is not shipped. Beside its features it sees how much the batch varies
+    (Karras et al. 2017, arXiv 1710.10196), so that a generator which repeats itself is found out.
     """
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
-        config = config or Config()
-        width = config.width
-        self.layers = nn.ModuleList(
-            [
-                spectral_norm(nn.Conv2d(1, width, 3, padding=1)),
-                spectral_norm(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
-                spectral_norm(nn.Conv2d(2 * width, 2 * width, 3, padding=1)),
-            ]
-        )
-        self.embed = spectral_norm(nn.Embedding(config.classes, 2 * width))
-        self.output = spectral_norm(nn.Linear(2 * width, 1))
+        self.config = config = config or Config()
+        width, side = config.width, config.size // 2
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.down = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
+        self.coarse = nn.Conv2d(2 * width + 1, 2 * width, 3, padding=1)
+        self.features = nn.Linear(2 * width * side * side, 2 * width)
+        self.embed = nn.Embedding(config.classes, 2 * width)
+        self.output = nn.Linear(2 * width, 1)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        x = images
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-        features = x.sum((2, 3))
-        return self.output(features)[:, 0] + (self.embed(labels) * features).sum(1)
+        x = F.leaky_relu(self.down(F.leaky_relu(self.stem(images), 0.2)), 0.2)
+        spread = (x.var(0, correction=0) + 1e-8).sqrt().mean()
+        x = torch.cat([x, spread.expand(len(x), 1, *x.shape[2:])], 1)
+        x = F.leaky_relu(self.features(F.leaky_relu(self.coarse(x), 0.2).flatten(1)), 0.2)
+        matched: Tensor = (self.embed(labels) * x).mean(1) * x.shape[1] ** 0.5
+        return self.output(x)[:, 0] + matched

@@ -1,4 +1,5 @@
-"""A convolutional variational autoencoder (Kingma & Welling 2013, arXiv 1312.6114) with a categorical decoder."""
+"""A convolutional variational autoencoder (Kingma & Welling 2013, arXiv 1312.6114) with a categorical
+decoder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Diffusion samplers: a loop over noise levels, whose arithmetic is one `hexad_kernels.step` per level.
 
-Each takes `model(x, t) -> (cond, uncond)` (uncond None without guidance), the starting noise z (B, C, H, W) of unit
-variance, and the `Schedule` of the same name from `schedules.py`; each returns the image that the last step reaches.
-`noise(i)` gives step i's standard normals, shaped like z. `progress(done, total)` is called after each step.
+Each takes `model(x, t) -> (cond, uncond)` (uncond None without guidance), the starting noise z (B, C, H, W)
+of unit variance, and the `Schedule` of the same name from `schedules.py`; each returns the image that the
+last step reaches. `noise(i)` gives step i's standard normals, shaped like z. `progress(done, total)` is
+called after each step.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ Noise = Callable[[int], Tensor]
 Progress = Callable[[int, int], None]
 
 
-def sample_ddpm(model: Model, z: Tensor, plan: Schedule, noise: Noise, progress: Progress | None = None) -> Tensor:
-    """Denoising diffusion (Ho et al. 2020, arXiv 2006.11239, algorithm 2): denoise a little, add some noise back."""
+def sample_ddpm(
+    model: Model, z: Tensor, plan: Schedule, noise: Noise, progress: Progress | None = None
+) -> Tensor:
+    """Denoising diffusion (Ho et al. 2020, arXiv 2006.11239, algorithm 2): denoise a little, add some noise
+    back."""
     x = z
     for i, t in enumerate(plan.timesteps):
         cond, uncond = model(x, t)
@@ -32,7 +36,8 @@ def sample_ddpm(model: Model, z: Tensor, plan: Schedule, noise: Noise, progress:
 def sample_ddim(
     model: Model, z: Tensor, plan: Schedule, noise: Noise | None = None, progress: Progress | None = None
 ) -> Tensor:
-    """Denoising diffusion implicit models (Song et al. 2020, arXiv 2010.02502). `noise` is needed when eta > 0."""
+    """Denoising diffusion implicit models (Song et al. 2020, arXiv 2010.02502). `noise` is needed when eta >
+    0."""
     x = z
     for i, t in enumerate(plan.timesteps):
         cond, uncond = model(x, t)
@@ -42,7 +47,8 @@ def sample_ddim(
 
 
 def sample_dpmpp_2m(model: Model, z: Tensor, plan: Schedule, progress: Progress | None = None) -> Tensor:
-    """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095): extrapolate from this clean image and the one before."""
+    """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095): extrapolate from this clean image and the one
+    before."""
     x = z
     history: tuple[Tensor, ...] = ()
     for i, t in enumerate(plan.timesteps):
@@ -54,7 +60,8 @@ def sample_dpmpp_2m(model: Model, z: Tensor, plan: Schedule, progress: Progress 
 
 
 def sample_euler(model: Model, z: Tensor, plan: Schedule, progress: Progress | None = None) -> Tensor:
-    """Euler in sigma space (Karras et al. 2022, arXiv 2206.00364): step also prepares the model's next input."""
+    """Euler in sigma space (Karras et al. 2022, arXiv 2206.00364): step also prepares the model's next
+    input."""
     x, seen = plan.prior * z, z
     for i, t in enumerate(plan.timesteps):
         cond, uncond = model(seen, t)

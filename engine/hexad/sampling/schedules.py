@@ -1,13 +1,14 @@
 """Coefficient tables: every sampler here is the one op `hexad_kernels.step` with its own numbers.
 
-A table is (steps, 4, 8). Row 0 of a step holds A, B, the clip bound and the guidance scale, rows 1 to 3 the weights
-of up to three outputs over (x, m, p, h1, h2, h3, last, z), where
+A table is (steps, 4, 8). Row 0 of a step holds A, B, the clip bound and the guidance scale, rows 1 to 3 the
+weights of up to three outputs over (x, m, p, h1, h2, h3, last, z), where
 
     m = uncond + guidance (cond - uncond)        the model's output, guided
     p = clip(A x + B m)                          the clean image that it implies
 
 Everything is computed in float64 and stored in float32. Notation: abar is the cumulative product of 1 - beta,
-alpha = sqrt(abar), s = sqrt(1 - abar), sigma = s / alpha, lambda = -ln sigma; a prime marks the next, cleaner level.
+alpha = sqrt(abar), s = sqrt(1 - abar), sigma = s / alpha, lambda = -ln sigma; a prime marks the next, cleaner
+level.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,7 +48,8 @@ class Schedule:
 
 
 def linear_alphas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
-    """abar (steps,) float64 of betas spaced evenly from `first` to `last` (Ho et al. 2020, arXiv 2006.11239)."""
+    """abar (steps,) float64 of betas spaced evenly from `first` to `last` (Ho et al. 2020, arXiv
+    2006.11239)."""
     return np.cumprod(1.0 - np.linspace(first, last, steps, dtype=np.float64))
 
 
@@ -60,17 +63,17 @@ def cosine_alphas(steps: int = 1000, largest: float = 0.999) -> np.ndarray:
 def spaced(train_steps: int, steps: int, spacing: str = "trailing") -> np.ndarray:
     """Which of `train_steps` noise levels a sampler of `steps` steps visits, noisiest first: (steps,) int64.
 
-    trailing: ends at the noisiest level (Lin et al. 2023, arXiv 2305.08891, table 2); leading: multiples of the ratio,
-    from 0; linspace: both ends; open: `steps` + 1 even points without the 0, as DPM-Solver takes them.
-    Raises ValueError for a number of steps outside 1..train_steps and for an unknown spacing.
+    trailing: ends at the noisiest level (Lin et al. 2023, arXiv 2305.08891, table 2); leading: multiples of
+    the ratio, from 0; linspace: both ends; open: `steps` + 1 even points without the 0, as DPM-Solver takes
+    them. Raises ValueError for a number of steps outside 1..train_steps and for an unknown spacing.
     """
     if not 1 <= steps <= train_steps:
         raise ValueError(f"steps: got {steps}, want 1 to {train_steps}")
     if spacing == "trailing":
         # Divided last: a fractional stride would lose or gain a point by rounding.
-        times = np.round(train_steps - np.arange(steps) * train_steps / steps) - 1
+        times = np.round(train_steps - np.arange(steps) * train_steps / steps) - 1.0
     elif spacing == "leading":
-        times = (np.arange(steps) * (train_steps // steps))[::-1]
+        times = np.arange(float(steps))[::-1] * (train_steps // steps)
     elif spacing == "linspace":
         times = np.round(np.linspace(0, train_steps - 1, steps))[::-1]
     elif spacing == "open":
@@ -94,7 +97,8 @@ def ddpm(
         x' = [alpha' beta / (1 - abar)] p + [sqrt(abar / abar') (1 - abar') / (1 - abar)] x + sd z,
         beta = 1 - abar / abar', sd^2 = beta (1 - abar') / (1 - abar)  ("small")  or  beta  ("large").
 
-    The last step reaches abar' = 1 and adds no noise. Raises ValueError for an unknown prediction or variance.
+    The last step reaches abar' = 1 and adds no noise. Raises ValueError for an unknown prediction or
+    variance.
     """
     if variance not in ("small", "large"):
         raise ValueError(f"variance: got {variance!r}, want 'small' or 'large'")
@@ -122,10 +126,11 @@ def ddim(
 ) -> Schedule:
     """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), deterministic at eta = 0 and ancestral at eta = 1.
 
-        x' = alpha' p + sqrt(1 - abar' - sd^2) eps + sd z,   sd = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar'))
+        x' = alpha' p + sqrt(1 - abar' - sd^2) eps + sd z,
+        sd = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar'))
 
-    eps is the model's own, not the one that the clipped p implies. `final` is the abar' that the last step reaches.
-    Raises ValueError for an unknown prediction.
+    eps is the model's own, not the one that the clipped p implies. `final` is the abar' that the last step
+    reaches. Raises ValueError for an unknown prediction.
     """
     levels, following = _levels(abar, timesteps, final)
     table = _table(len(levels), clip, guidance)
@@ -149,15 +154,15 @@ def dpmpp_2m(
     final: str = "zero",
     lower_order_final: bool = True,
 ) -> Schedule:
-    """DPM-Solver++ 2M, the midpoint form (Lu et al. 2022, arXiv 2211.01095, algorithm 2). With h = lambda' - lambda,
-    r = h_before / h and k = alpha' (1 - e^-h),
+    """DPM-Solver++ 2M, the midpoint form (Lu et al. 2022, arXiv 2211.01095, algorithm 2). With h = lambda' -
+    lambda, r = h_before / h and k = alpha' (1 - e^-h),
 
         x' = (s' / s) x + k (1 + 1 / 2r) p - k / 2r h1
 
-    The second output is p: the next step's h1. First order (no h1) at the first step, at a last step that reaches
-    sigma' = 0 (`final` "zero", where h is infinite), and at the last of fewer than 15 steps with `lower_order_final`.
-    `final` "sigma_min" stops at the cleanest training level instead; where that repeats the level before (h = 0) the
-    step is the identity. Raises ValueError for an unknown prediction or final.
+    The second output is p: the next step's h1. First order (no h1) at the first step, at a last step that
+    reaches sigma' = 0 (`final` "zero", where h is infinite), and at the last of fewer than 15 steps with
+    `lower_order_final`. `final` "sigma_min" stops at the cleanest training level instead; where that repeats
+    the level before (h = 0) the step is the identity. Raises ValueError for an unknown prediction or final.
     """
     if final not in ("zero", "sigma_min"):
         raise ValueError(f"final: got {final!r}, want 'zero' or 'sigma_min'")
@@ -171,7 +176,9 @@ def dpmpp_2m(
         table[i, 2, P] = 1.0
         table[i, 1, X] = math.sqrt((1 - b) / (1 - a))
         k = -math.sqrt(b) * math.expm1(-h)
-        first_order = before == 0.0 or h in (0.0, math.inf) or (last and lower_order_final and len(levels) < 15)
+        first_order = (
+            before == 0.0 or h in (0.0, math.inf) or (last and lower_order_final and len(levels) < 15)
+        )
         extrapolation = 0.0 if first_order else h / (2 * before)
         table[i, 1, P] = k * (1 + extrapolation)
         table[i, 1, H1] = -k * extrapolation
@@ -187,18 +194,18 @@ def euler(
     clip: float = math.inf,
     guidance: float = 1.0,
 ) -> Schedule:
-    """Euler's method on the probability-flow ODE in sigma space (Karras et al. 2022, arXiv 2206.00364, algorithm 2
-    without churn). The state is x / alpha, so that it is the clean image plus sigma noise.
+    """Euler's method on the probability-flow ODE in sigma space (Karras et al. 2022, arXiv 2206.00364,
+    algorithm 2 without churn). The state is x / alpha, so that it is the clean image plus sigma noise.
 
         x' = x + (sigma' - sigma) (x - p) / sigma
 
-    The second output is the next model input, x' / sqrt(sigma'^2 + 1). Fractional timesteps interpolate sigma.
-    Raises ValueError for an unknown prediction.
+    The second output is the next model input, x' / sqrt(sigma'^2 + 1). Fractional timesteps interpolate
+    sigma. Raises ValueError for an unknown prediction.
     """
     known = np.sqrt((1 - abar) / abar)
     sigmas = np.append(np.interp(np.asarray(timesteps, dtype=np.float64), np.arange(len(abar)), known), 0.0)
     table = _table(len(sigmas) - 1, clip, guidance)
-    for i, (sigma, lower) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         # _clean maps the variance-preserving state x / sqrt(sigma^2 + 1).
         seen = 1 / math.sqrt(sigma**2 + 1)
         from_seen, from_model = _clean(prediction, seen, sigma * seen)
@@ -216,17 +223,18 @@ def flow_euler(
     clip: float = math.inf,
     guidance: float = 1.0,
 ) -> Schedule:
-    """Euler's method for flow matching (Lipman et al. 2022, arXiv 2210.02747): the state is (1 - sigma) data +
-    sigma noise, the model gives its velocity noise - data, and
+    """Euler's method for flow matching (Lipman et al. 2022, arXiv 2210.02747): the state is (1 - sigma) data
+    + sigma noise, the model gives its velocity noise - data, and
 
         x' = x + (sigma' - sigma) m
 
-    `sigmas` (steps,) descend from 1 and the last step reaches 0; the model is told sigma * train_steps. p is the clean
-    image x - sigma m, which a clip bound turns the step towards: x' = x + (sigma' - sigma) (x - p) / sigma.
+    `sigmas` (steps,) descend from 1 and the last step reaches 0; the model is told sigma * train_steps. p is
+    the clean image x - sigma m, which a clip bound turns the step towards: x' = x + (sigma' - sigma) (x - p)
+    / sigma.
     """
     levels = np.append(np.asarray(sigmas, dtype=np.float64), 0.0)
     table = _table(len(levels) - 1, clip, guidance)
-    for i, (sigma, lower) in enumerate(zip(levels[:-1], levels[1:])):
+    for i, (sigma, lower) in enumerate(pairwise(levels)):
         table[i, 0, :2] = 1.0, -sigma
         if math.isinf(clip):
             table[i, 1, [X, M]] = 1.0, lower - sigma
@@ -245,7 +253,9 @@ def _table(steps: int, clip: float, guidance: float) -> np.ndarray:
 
 def _schedule(timesteps: Sequence[float] | np.ndarray, table: np.ndarray, prior: float = 1.0) -> Schedule:
     return Schedule(
-        torch.tensor(np.array(timesteps), dtype=torch.float32), torch.tensor(table, dtype=torch.float32), prior
+        torch.tensor(np.array(timesteps), dtype=torch.float32),
+        torch.tensor(table, dtype=torch.float32),
+        prior,
     )
 
 
