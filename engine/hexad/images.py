@@ -23,7 +23,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def grid(images: Tensor, *, columns: int | None = None, scale: int = 8) -> np.ndarray:
-    """Images (n,8,8) in [0,1] -> one picture (H,W) uint8: rows of ``columns``, pixels ``scale`` wide, white gaps.
+    """Images (n,8,8) in [0,1] -> one picture (H,W) uint8, ``columns`` to a row, pixels ``scale`` wide.
 
     A single image has no gap around it: at scale 1 it is the 8x8 image itself.
     """

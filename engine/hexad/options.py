@@ -62,7 +62,7 @@ def output_directory(path: Path) -> Path:
 
 @contextmanager
 def user_errors(backend: str | None = None) -> Iterator[None]:
-    """Force the backend, if one is given; what a contract or a backend refuses becomes the user's one line."""
+    """Force the backend, if one is given; what a contract or a backend refuses becomes one line."""
     import hexad_kernels
 
     if backend is None:

@@ -12,7 +12,7 @@ from ..models.classifier import Classifier
 from ..training.classify import classification_loss
 from ..training.loop import GradientTrainer, Recipe
 
-RECIPE = Recipe(steps=1500, batch=64, lr=3e-3, weight_decay=0.05, ema=0.99)
+RECIPE = Recipe(steps=800, batch=64, lr=3e-3, weight_decay=0.05, ema=0.99)
 OPTIONS: frozenset[str] = frozenset()
 
 

@@ -1,7 +1,7 @@
 """Cross-entropy with label smoothing on shifted and blurred digits.
 
-A judge must not reward texture that no digit has, nor be thrown by the softness of a generated one, so it sees
-its training digits shifted by up to a pixel, slightly blurred, noisy and at varying contrast.
+A judge must not reward texture that no digit has, nor be thrown by the softness of a generated one, so it
+sees its training digits shifted by up to a pixel, slightly blurred, noisy and at varying contrast.
 """
 
 import torch

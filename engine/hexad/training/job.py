@@ -16,9 +16,9 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 def train(
     name: str, out: Path, *, steps: int | None = None, fresh: bool = False, progress: Progress | None = None
 ) -> tuple[Path, list[Gate]]:
-    """Train ``name`` by its recipe into ``out``; the path of the weights, and the gates that the manifest records.
+    """Train ``name`` by its recipe into ``out``; the path of the weights, and the gates in the manifest.
 
-    An interrupted run continues, unless ``fresh``. What is judged is what is stored: weights that are rounded to
+    An interrupted run continues, unless ``fresh``. What is judged is what is stored: weights rounded to
     bfloat16 on disk are rounded before they are judged. ``progress(done, of, figures)``.
     """
     entry = registry.entry(name, instruments=True)
@@ -26,9 +26,7 @@ def train(
     recipe = task.RECIPE if steps is None else replace(task.RECIPE, steps=steps)
     torch.manual_seed(recipe.seed)
     model = task.build()
-    checkpoint.as_stored(
-        checkpoint.tensors_of(model)
-    )  # too large is better known now than after the training
+    checkpoint.as_stored(checkpoint.tensors_of(model))  # raises now, not in 20 minutes, when too large
     resume = out / f"{name}.resume.safetensors"
     if fresh:
         resume.unlink(missing_ok=True)
