@@ -21,9 +21,7 @@ app = typer.Typer(
 )
 console = Console(soft_wrap=True)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="one of: " + " ".join(registry.MODELS))]
-Backend = Annotated[
-    str | None, typer.Option(help="force one backend of hexad_kernels, such as reference or cpu")
-]
+Backend = Annotated[str | None, typer.Option(help="force one backend of hexad_kernels, such as reference or cpu")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="weights to use instead of the shipped ones: a file or its folder")
 ]
@@ -31,12 +29,8 @@ Checkpoint = Annotated[
 
 @app.command()
 def train(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="one of: " + " ".join(registry.MODELS) + " classifier")
-    ],
-    out: Annotated[Path, typer.Option(help="folder of the checkpoint and its manifest")] = Path(
-        "out/checkpoints"
-    ),
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="one of: " + " ".join(registry.MODELS) + " classifier")],
+    out: Annotated[Path, typer.Option(help="folder of the checkpoint and its manifest")] = Path("out/checkpoints"),
     steps: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="do not continue an interrupted run")] = False,
 ) -> None:
@@ -64,9 +58,7 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="way of sampling")] = None,
     n: Annotated[int | None, typer.Option(help="how many samples; default 64 images, or 1 text")] = None,
     seed: Annotated[int, typer.Option(help="sample i depends on seed + i alone")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="file to write; default out/MODEL.png, or stdout for text")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write; default out/MODEL.png, or stdout for text")] = None,
     scale: Annotated[int, typer.Option(help="width of a pixel in the PNG; 1 for the raw 8x8 image")] = 8,
     backend: Backend = None,
     checkpoint: Checkpoint = None,
@@ -116,9 +108,7 @@ def _deliver(samples: Any, out: Path | None, scale: int) -> None:
 
 @app.command()
 def fill(
-    text: Annotated[
-        str, typer.Argument(metavar="TEXT", help="a sentence with [MASK] in the place of each blank")
-    ],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="a sentence with [MASK] in the place of each blank")],
     backend: Backend = None,
     checkpoint: Checkpoint = None,
 ) -> None:
@@ -171,9 +161,7 @@ def evaluate(
             progress(done, len(names))
             results[name] = _gates(name, checkpoint, alone=len(names) == 1)
     if as_json:
-        plain = {
-            k: {"error": v} if isinstance(v, str) else [g.to_json() for g in v] for k, v in results.items()
-        }
+        plain = {k: {"error": v} if isinstance(v, str) else [g.to_json() for g in v] for k, v in results.items()}
         typer.echo(json.dumps(plain, indent=2))
     else:
         console.print(gate_table(results))
@@ -200,9 +188,7 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder of the page, pictures, texts and demo.json")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="folder of the page, pictures, texts and demo.json")] = Path("out/demo"),
 ) -> None:
     """Generate with every family, check the kernels against plain PyTorch, and write a page about it."""
     from .demo import run

@@ -47,9 +47,7 @@ def read_digit(path: Path) -> Tensor:
         with Image.open(path) as image:
             if image.size != (8, 8):
                 size = "x".join(map(str, image.size))
-                raise InputError(
-                    "IMAGE", f"{path} of {size} pixels", "8x8 pixels (as generate --n 1 --scale 1 writes)"
-                )
+                raise InputError("IMAGE", f"{path} of {size} pixels", "8x8 pixels (as generate --n 1 --scale 1 writes)")
             if image.mode not in ("L", "1", "LA", "P", "RGB", "RGBA"):
                 raise InputError("IMAGE", f"{path} of mode {image.mode}", "8 bits per grey value")
             colours = np.asarray(image.convert("RGB"))

@@ -26,9 +26,7 @@ def generation(name: str, task: Task, given: dict[str, Any]) -> dict[str, Any]:
     for option in options:
         if option not in task.OPTIONS:
             known = " ".join(sorted(f"--{o.rstrip('_')}" for o in task.OPTIONS)) or "none of these options"
-            raise InputError(
-                option, repr(options[option]), f"a model that has it; {name} understands {known}"
-            )
+            raise InputError(option, repr(options[option]), f"a model that has it; {name} understands {known}")
     if "class_" in options:
         integer("class_", options["class_"], 0, 9)
     for option in {"steps", "length"} & options.keys():

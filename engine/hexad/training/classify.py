@@ -22,8 +22,6 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (mixed * contrast + 0.05 * torch.randn(mixed.shape, generator=generator)).clamp(0, 1)
 
 
-def classification_loss(
-    model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
-) -> Tensor:
+def classification_loss(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """Smoothed cross-entropy of the model's logits on augmented images (B,8,8) with classes (B,)."""
     return F.cross_entropy(model(augment(images, generator)), labels, label_smoothing=0.05)

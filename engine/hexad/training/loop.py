@@ -160,9 +160,7 @@ def run(
     saved = time.monotonic()
     with _polite_interrupt() as interrupted, _deterministic(), hexad_kernels.backend("reference"):
         for i in range(start, recipe.steps):
-            torch.manual_seed(
-                step_seed(recipe.seed, i)
-            )  # what draws outside the step's generator, such as dropout
+            torch.manual_seed(step_seed(recipe.seed, i))  # what draws outside the step's generator, such as dropout
             figures = trainer.step(i)
             if not all(math.isfinite(value) for value in figures.values()):
                 raise HexadError(f"training diverged at step {i}: {figures}")
@@ -191,9 +189,7 @@ def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> int:
             meta = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if meta.get("recipe") != json.dumps(asdict(recipe), sort_keys=True):
-            raise CheckpointError(
-                f"{path}: left by a run with another recipe; finish that one or start afresh"
-            )
+            raise CheckpointError(f"{path}: left by a run with another recipe; finish that one or start afresh")
         trainer.load(state)
         return int(meta["done"])
     except (safetensors.SafetensorError, KeyError, OSError, RuntimeError) as error:
