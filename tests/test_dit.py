@@ -131,9 +131,7 @@ def test_a_share_of_the_labels_becomes_the_null_class():
         seen.append(y)
         return x
 
-    loss = velocity_loss(
-        model, dit.ALPHAS, torch.zeros(8, 1, 8, 8), torch.arange(8), null=10, drop=0.25, batch=4000
-    )
+    loss = velocity_loss(model, dit.ALPHAS, torch.zeros(8, 1, 8, 8), torch.arange(8), null=10, drop=0.25, batch=4000)
     loss(0, torch.Generator().manual_seed(0))
     assert (seen[0] == 10).float().mean().item() == pytest.approx(0.25, abs=0.03)
 

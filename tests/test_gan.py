@@ -65,9 +65,7 @@ def test_sample_does_not_depend_on_n(generator):
     assert not torch.equal(gan.generate(generator, n=1, seed=4, class_=2)[0], five[1])
 
 
-@pytest.mark.parametrize(
-    ("options", "name"), [({"class_": 10}, "class_"), ({"class_": -1}, "class_"), ({"n": 0}, "n")]
-)
+@pytest.mark.parametrize(("options", "name"), [({"class_": 10}, "class_"), ({"class_": -1}, "class_"), ({"n": 0}, "n")])
 def test_bad_input_names_the_argument(generator, options, name):
     with pytest.raises(InputError, match=f"^{name}: got "):
         gan.generate(generator, **{"n": 1, "seed": 0, **options})

@@ -85,9 +85,7 @@ def test_ddpm_agrees_with_diffusers(beta_schedule, variance, monkeypatch):
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", **options)
     want = theirs(scheduler, 25, images(0), 3.0)
     times = schedules.spaced(1000, 25, "leading")
-    plan = schedules.ddpm(
-        BETAS[beta_schedule], times, prediction="v", guidance=3.0, clip=1.0, variance=variance
-    )
+    plan = schedules.ddpm(BETAS[beta_schedule], times, prediction="v", guidance=3.0, clip=1.0, variance=variance)
     got = denoise.sample_ddpm(network, images(0), plan, lambda i: images(i + 1))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
@@ -165,12 +163,8 @@ def test_published_ddpm_sums(prediction, total):
 @pytest.mark.parametrize(("prediction", "mean"), [("eps", 0.3301), ("v", 0.2251)])
 def test_published_dpmpp_2m_means(prediction, mean):
     times = schedules.spaced(1000, 10, "open")
-    plan = schedules.dpmpp_2m(
-        LINEAR, times, prediction=prediction, final="sigma_min", lower_order_final=False
-    )
-    assert denoise.sample_dpmpp_2m(ramp_model, RAMP, plan).abs().mean().item() == pytest.approx(
-        mean, abs=1e-3
-    )
+    plan = schedules.dpmpp_2m(LINEAR, times, prediction=prediction, final="sigma_min", lower_order_final=False)
+    assert denoise.sample_dpmpp_2m(ramp_model, RAMP, plan).abs().mean().item() == pytest.approx(mean, abs=1e-3)
 
 
 @pytest.mark.parametrize(("prediction", "total"), [("eps", 10.0807), ("v", 0.0002)])

@@ -58,4 +58,4 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
         return F.silu(x)
     if activation == "tanh":
         return x.tanh()
-    raise ValueError(f"activation: got {activation!r}, want None, 'silu' or 'tanh'")
+    raise ValueError(f"activation: got {activation!r}, wants None, 'silu' or 'tanh'")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import hexad_kernels as ops
 from hexad.layers import Linear
 
+KEYS: dict[str, str] = {}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -21,8 +23,8 @@ class Config:
     size: int = 8
     channels: int = 1
     patch: int = 2
-    width: int = 96
-    depth: int = 5
+    width: int = 64
+    depth: int = 4
     heads: int = 4
     classes: int = 10
 

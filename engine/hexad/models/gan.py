@@ -110,8 +110,8 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """(images (B, 1, size, size), labels (B,)) -> logits (B,): f(x) + <class vector, features(x)> /
-    sqrt(features).
+    """(images (B, 1, size, size), labels (B,)) -> logits (B,): f(x) + <class vector, features(x)> / sqrt(width of
+    the features).
 
     Only training needs it, and it is not shipped. Beside its features it sees how much the batch varies
     (Karras et al. 2017, arXiv 1710.10196), so that a generator which repeats itself is found out.

@@ -20,9 +20,7 @@ Noise = Callable[[int], Tensor]
 Progress = Callable[[int, int], None]
 
 
-def sample_ddpm(
-    model: Model, z: Tensor, plan: Schedule, noise: Noise, progress: Progress | None = None
-) -> Tensor:
+def sample_ddpm(model: Model, z: Tensor, plan: Schedule, noise: Noise, progress: Progress | None = None) -> Tensor:
     """Denoising diffusion (Ho et al. 2020, arXiv 2006.11239, algorithm 2): denoise a little, add some noise
     back."""
     x = z

@@ -68,7 +68,7 @@ def spaced(train_steps: int, steps: int, spacing: str = "trailing") -> np.ndarra
     them. Raises ValueError for a number of steps outside 1..train_steps and for an unknown spacing.
     """
     if not 1 <= steps <= train_steps:
-        raise ValueError(f"steps: got {steps}, want 1 to {train_steps}")
+        raise ValueError(f"steps: got {steps}, wants 1 to {train_steps}")
     if spacing == "trailing":
         # Divided last: a fractional stride would lose or gain a point by rounding.
         times = np.round(train_steps - np.arange(steps) * train_steps / steps) - 1.0
@@ -79,7 +79,7 @@ def spaced(train_steps: int, steps: int, spacing: str = "trailing") -> np.ndarra
     elif spacing == "open":
         times = np.round(np.linspace(0, train_steps - 1, steps + 1))[:0:-1]
     else:
-        raise ValueError(f"spacing: got {spacing!r}, want 'trailing', 'leading', 'linspace' or 'open'")
+        raise ValueError(f"spacing: got {spacing!r}, wants 'trailing', 'leading', 'linspace' or 'open'")
     return times.astype(np.int64)
 
 
@@ -101,7 +101,7 @@ def ddpm(
     variance.
     """
     if variance not in ("small", "large"):
-        raise ValueError(f"variance: got {variance!r}, want 'small' or 'large'")
+        raise ValueError(f"variance: got {variance!r}, wants 'small' or 'large'")
     levels, following = _levels(abar, timesteps)
     table = _table(len(levels), clip, guidance)
     for i, (a, b) in enumerate(zip(levels, following)):
@@ -165,7 +165,7 @@ def dpmpp_2m(
     the level before (h = 0) the step is the identity. Raises ValueError for an unknown prediction or final.
     """
     if final not in ("zero", "sigma_min"):
-        raise ValueError(f"final: got {final!r}, want 'zero' or 'sigma_min'")
+        raise ValueError(f"final: got {final!r}, wants 'zero' or 'sigma_min'")
     levels, following = _levels(abar, timesteps, 1.0 if final == "zero" else float(abar[0]))
     table = _table(len(levels), clip, guidance)
     before = 0.0
@@ -176,9 +176,7 @@ def dpmpp_2m(
         table[i, 2, P] = 1.0
         table[i, 1, X] = math.sqrt((1 - b) / (1 - a))
         k = -math.sqrt(b) * math.expm1(-h)
-        first_order = (
-            before == 0.0 or h in (0.0, math.inf) or (last and lower_order_final and len(levels) < 15)
-        )
+        first_order = before == 0.0 or h in (0.0, math.inf) or (last and lower_order_final and len(levels) < 15)
         extrapolation = 0.0 if first_order else h / (2 * before)
         table[i, 1, P] = k * (1 + extrapolation)
         table[i, 1, H1] = -k * extrapolation
@@ -245,7 +243,7 @@ def flow_euler(
 
 def _table(steps: int, clip: float, guidance: float) -> np.ndarray:
     if not clip > 0:
-        raise ValueError(f"clip: got {clip}, want a positive bound, or inf for none")
+        raise ValueError(f"clip: got {clip}, wants a positive bound, or inf for none")
     table = np.zeros((steps, 4, 8))
     table[:, 0, 2:4] = clip, guidance
     return table
@@ -282,5 +280,5 @@ def _eps(prediction: str, alpha: float, s: float) -> np.ndarray:
 
 def _of(prediction: str, **known: tuple[float, float]) -> np.ndarray:
     if prediction not in known:
-        raise ValueError(f"prediction: got {prediction!r}, want one of {', '.join(map(repr, known))}")
+        raise ValueError(f"prediction: got {prediction!r}, wants one of {', '.join(map(repr, known))}")
     return np.array(known[prediction])

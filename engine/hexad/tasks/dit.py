@@ -17,7 +17,7 @@ from hexad.training.denoising import velocity_loss
 from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
 
-RECIPE = Recipe(steps=2000, batch=128, lr=2e-3, ema=0.995)
+RECIPE = Recipe(steps=2000, batch=128, lr=3e-3, ema=0.995)
 OPTIONS = frozenset({"class_", "steps", "guidance", "sampler"})
 SAMPLERS = ("dpmpp_2m", "ddim", "ddpm", "euler")
 TRAIN_STEPS = 1000
@@ -33,9 +33,7 @@ def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
     x, y = data.digits().train
     null = model.config.classes
     images = x[:, None].float() / 8 - 1
-    return GradientTrainer(
-        model, velocity_loss(model, ALPHAS, images, y, null=null, batch=recipe.batch), recipe
-    )
+    return GradientTrainer(model, velocity_loss(model, ALPHAS, images, y, null=null, batch=recipe.batch), recipe)
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from hexad.training.adversarial import AdversarialTrainer
 from hexad.training.loop import Recipe
 from hexad_kernels import randn
 
-RECIPE = Recipe(steps=3000, batch=64, lr=4e-4, ema=0.995, betas=(0.5, 0.99))
+RECIPE = Recipe(steps=1500, batch=64, lr=1e-3, ema=0.995, betas=(0.0, 0.99))
+R1 = 0.3
 OPTIONS = frozenset({"class_"})
 
 
@@ -27,7 +28,8 @@ def build() -> Generator:
 def trainer(model: nn.Module, recipe: Recipe) -> AdversarialTrainer:
     assert isinstance(model, Generator)
     x, y = data.digits().train
-    return AdversarialTrainer(model, Discriminator(model.config), x[:, None].float() / 8 - 1, y, recipe)
+    images = x[:, None].float() / 8 - 1
+    return AdversarialTrainer(model, Discriminator(model.config), images, y, recipe, r1=R1)
 
 
 @torch.no_grad()

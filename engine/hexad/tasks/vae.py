@@ -33,9 +33,7 @@ def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
 
 
 @torch.no_grad()
-def generate(
-    model: nn.Module, *, n: int, seed: int, progress: Callable[[int, int], None] | None = None
-) -> Tensor:
+def generate(model: nn.Module, *, n: int, seed: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
     """n images (n, 8, 8) in [0, 1]; image i has the latent of seed + i, so it does not depend on n."""
     assert isinstance(model, VAE)
     if n < 1:

@@ -45,9 +45,7 @@ class AdversarialTrainer:
             "discriminator": GradientTrainer(
                 discriminator, self._discriminator_loss, replace(recipe, seed=2 * recipe.seed, ema=0.0)
             ),
-            "generator": GradientTrainer(
-                generator, self._generator_loss, replace(recipe, seed=2 * recipe.seed + 1)
-            ),
+            "generator": GradientTrainer(generator, self._generator_loss, replace(recipe, seed=2 * recipe.seed + 1)),
         }
 
     def step(self, i: int) -> dict[str, float]:
