@@ -246,6 +246,12 @@ def test_traps():
         (lambda: schedules.ddpm(LINEAR, [999], variance="learned"), "variance"),
         (lambda: schedules.dpmpp_2m(LINEAR, [999], final="none"), "final"),
         (lambda: schedules.ddim(LINEAR, [999], clip=0.0), "clip"),
+        (lambda: schedules.ddim(LINEAR, [999], eta=1.5), "eta"),
+        (lambda: schedules.ddim(LINEAR, [1000]), "timesteps"),
+        (lambda: schedules.ddim(LINEAR, [-1]), "timesteps"),
+        (lambda: schedules.ddpm(LINEAR, [0, 999]), "timesteps"),
+        (lambda: schedules.dpmpp_2m(LINEAR, []), "timesteps"),
+        (lambda: schedules.dpmpp_2m(LINEAR, [1.5]), "timesteps"),
     ],
 )
 def test_bad_input_names_the_argument(call, name):

@@ -22,9 +22,9 @@ class Config:
     size: int = 8
     levels: int = 17
     latent: int = 16
-    width: int = 48
+    width: int = 32
     groups: int = 8
-    dropout: float = 0.1
+    dropout: float = 0.25
 
 
 class Block(nn.Module):

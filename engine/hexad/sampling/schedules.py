@@ -6,9 +6,9 @@ weights of up to three outputs over (x, m, p, h1, h2, h3, last, z), where
     m = uncond + guidance (cond - uncond)        the model's output, guided
     p = clip(A x + B m)                          the clean image that it implies
 
-Everything is computed in float64 and stored in float32. Notation: abar is the cumulative product of 1 - beta,
-alpha = sqrt(abar), s = sqrt(1 - abar), sigma = s / alpha, lambda = -ln sigma; a prime marks the next, cleaner
-level.
+Everything is computed in float64 and stored in float32. All raise ValueError for timesteps that do not fall
+and for a clip bound that is not positive. Notation: abar is the cumulative product of 1 - beta, alpha =
+sqrt(abar), s = sqrt(1 - abar), sigma = s / alpha, lambda = -ln sigma; a prime marks the next, cleaner level.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def ddim(
     eps is the model's own, not the one that the clipped p implies. `final` is the abar' that the last step
     reaches. Raises ValueError for an unknown prediction.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: got {eta}, wants 0 to 1")
     levels, following = _levels(abar, timesteps, final)
     table = _table(len(levels), clip, guidance)
     for i, (a, b) in enumerate(zip(levels, following)):
@@ -176,8 +178,8 @@ def dpmpp_2m(
         table[i, 2, P] = 1.0
         table[i, 1, X] = math.sqrt((1 - b) / (1 - a))
         k = -math.sqrt(b) * math.expm1(-h)
-        first_order = before == 0.0 or h in (0.0, math.inf) or (last and lower_order_final and len(levels) < 15)
-        extrapolation = 0.0 if first_order else h / (2 * before)
+        ends_low = last and lower_order_final and len(levels) < 15
+        extrapolation = 0.0 if ends_low or before == 0.0 or h in (0.0, math.inf) else h / (2 * before)
         table[i, 1, P] = k * (1 + extrapolation)
         table[i, 1, H1] = -k * extrapolation
         before = h
@@ -260,7 +262,13 @@ def _schedule(timesteps: Sequence[float] | np.ndarray, table: np.ndarray, prior:
 def _levels(
     abar: np.ndarray, timesteps: Sequence[int] | np.ndarray, final: float = 1.0
 ) -> tuple[list[float], list[float]]:
-    levels = [float(abar[t]) for t in timesteps]
+    """abar at each step, and at the step after it. Checks the timesteps."""
+    times = np.asarray(timesteps)
+    if times.ndim != 1 or times.size == 0 or not np.issubdtype(times.dtype, np.integer):
+        raise ValueError(f"timesteps: got {times.dtype} of shape {times.shape}, wants a list of integers")
+    if times.max() >= len(abar) or times.min() < 0 or (np.diff(times) > 0).any():
+        raise ValueError(f"timesteps: got {times.tolist()}, wants them to fall within {len(abar) - 1} to 0")
+    levels = [float(level) for level in abar[times]]
     return levels, [*levels[1:], final]
 
 

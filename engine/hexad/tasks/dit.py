@@ -17,7 +17,7 @@ from hexad.training.denoising import velocity_loss
 from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
 
-RECIPE = Recipe(steps=2000, batch=128, lr=3e-3, ema=0.995)
+RECIPE = Recipe(steps=1800, batch=128, lr=3e-3, ema=0.995)
 OPTIONS = frozenset({"class_", "steps", "guidance", "sampler"})
 SAMPLERS = ("dpmpp_2m", "ddim", "ddpm", "euler")
 TRAIN_STEPS = 1000
@@ -45,7 +45,7 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     class_: int | None = None,
     steps: int = 25,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
     sampler: str = "dpmpp_2m",
 ) -> Tensor:
     """n images (n, 8, 8) in [0, 1] of class `class_`, or of the classes 0..9 in turn.
@@ -91,11 +91,11 @@ def guided(model: DiT, labels: Tensor, guidance: float) -> denoise.Model:
 
 
 def evaluate(model: nn.Module, n: int = 500) -> list[Gate]:
-    """How many of n samples the classifier reads as the class asked for: 25 steps of DPM-Solver++ 2M,
-    guided."""
+    """How many samples the classifier reads as the class asked for, with guidance at 25 steps: n of them by
+    DPM-Solver++ 2M, which the gate is about, and n // 2 by the two older samplers."""
     gates = []
-    for sampler, bound in (("dpmpp_2m", 0.95), ("ddim", 0.9), ("ddpm", 0.9)):
-        images = generate(model, n=n, seed=1_000_000, sampler=sampler)
-        value = recognised(images, asked(n, None, 10))
+    for sampler, count, bound in (("dpmpp_2m", n, 0.95), ("ddim", n // 2, 0.9), ("ddpm", n // 2, 0.9)):
+        images = generate(model, n=count, seed=1_000_000, sampler=sampler)
+        value = recognised(images, asked(count, None, 10))
         gates.append(Gate(f"recognised, {sampler} 25 steps", value, ">=", bound))
     return gates
