@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KEYS: dict[str, str] = {}
+PLANES = 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Config:
     layers: int = 5
     kernel: int = 3
     views: int = 5
-    dropout: float = 0.3
+    dropout: float = 0.2
 
 
 def gate(x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class Layer(nn.Module):
     def __init__(self, config: Config, first: bool) -> None:
         super().__init__()
         c, k, size = config.channels, config.kernel, config.size
-        inputs = config.levels if first else c
+        inputs = PLANES if first else c
         self.first, self.dropout = first, config.dropout
         self.vertical_conv = MaskedConv(inputs, 2 * c, k, k, "above" if first else "above_or_at")
         self.down = MaskedConv(2 * c, 2 * c, 1, 1, "B")
@@ -124,8 +125,9 @@ class PixelCNN(nn.Module):
         self.place = nn.Parameter(torch.zeros(config.levels, config.size, config.size))
 
     def planes(self, x: Tensor) -> Tensor:
-        """Levels (B,...) -> one plane per level (B,levels,...), so that padding differs from black."""
-        return F.one_hot(x.long(), self.config.levels).movedim(-1, 1).to(self.place.dtype)
+        """Levels (B,...) -> (B,2,...): grey from -1 to 1, and ones, so that padding differs from any grey."""
+        grey = x.to(self.place.dtype) * (2 / (self.config.levels - 1)) - 1
+        return torch.stack([grey, torch.ones_like(grey)], dim=1)
 
     def read_out(self, h: Tensor, row: int | None = None, col: int | None = None) -> Tensor:
         """The last h, whole (B,C,H,W) or a pixel of it (B,C) -> logits, whole or of the pixel."""

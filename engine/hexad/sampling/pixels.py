@@ -11,7 +11,7 @@ import hexad_kernels as hk
 import torch
 from torch import Tensor
 
-from ..models.pixelcnn import PixelCNN
+from ..models.pixelcnn import PLANES, PixelCNN
 
 Progress = Callable[[int, int], None]
 
@@ -26,7 +26,7 @@ class Cache:
         def buffer(channels: int) -> Tensor:
             return like.new_zeros(batch, channels, config.size, config.size)
 
-        image = buffer(config.levels)
+        image = buffer(PLANES)
         self.v = [image, *(buffer(config.channels) for _ in range(config.layers))]
         self.h = [image, *(buffer(config.channels) for _ in range(config.layers))]
         self.down: list[Tensor] = []

@@ -16,7 +16,7 @@ from ..sampling import pixels
 from ..training.likelihood import categorical_bits, maximum_likelihood, minibatch
 from ..training.loop import GradientTrainer, Recipe
 
-RECIPE = Recipe(steps=3000, batch=64, lr=4e-3, weight_decay=0.02, ema=0.998)
+RECIPE = Recipe(steps=2600, batch=64, lr=4e-3, weight_decay=0.02, ema=0.998)
 OPTIONS: frozenset[str] = frozenset({"temperature"})
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
 SHIFTED = 0.5  # the share of images drawn from all views; the others are shown as they are
