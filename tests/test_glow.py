@@ -100,8 +100,9 @@ def test_patches_make_the_same_convolution_as_torch():
     torch.manual_seed(3)
     conv = randomised(Conv3x3(3, 5))
     x = torch.randn(2, 3, 4, 6)
-    wanted = nn.functional.conv2d(x, conv.weight.view(5, 3, 3, 3), conv.bias, padding=1).relu()
-    torch.testing.assert_close(conv(x, "relu").movedim(-1, 1), wanted, rtol=1e-5, atol=1e-5)
+    kernel = conv.weight.view(5, 3, 3, 3).movedim(-1, 1)
+    wanted = nn.functional.conv2d(x, kernel, conv.bias, padding=1).relu()
+    torch.testing.assert_close(conv(x.movedim(1, -1), "relu").movedim(-1, 1), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sample_depends_on_its_own_seed_only(flow):

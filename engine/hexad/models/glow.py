@@ -27,7 +27,7 @@ class Config:
     hidden: int = 64
     clamp: float = 2.0
     margin: float = 0.05
-    dropout: float = 0.2
+    dropout: float = 0.1
 
 
 class Mix(nn.Module):
@@ -81,8 +81,11 @@ class Conv3x3(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        """x (B,Cin,H,W) -> (B,H,W,Cout)."""
-        patches = F.unfold(x, 3, padding=1).mT.unflatten(1, x.shape[2:])
+        """x (B,H,W,Cin) -> (B,H,W,Cout). The weight's columns are rows, columns and channels of the patch."""
+        height, width = x.shape[1:3]
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches = torch.cat(shifted, dim=-1)
         return hk.linear(patches, self.weight, self.bias, activation=activation)
 
 
@@ -104,11 +107,11 @@ class Coupling(nn.Module):
 
     def couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         rate = self.config.dropout
-        h = self.inputs(x[:, : self.passive] + self.place, "relu")
+        h = self.inputs((x[:, : self.passive] + self.place).movedim(1, -1), "relu")
         h = F.dropout(h, rate, self.training)
         h = hk.linear(h, self.middle.weight, self.middle.bias, activation="relu")
         h = F.dropout(h, rate, self.training)
-        shift, log_scale = self.outputs(h.movedim(-1, 1)).movedim(-1, 1).chunk(2, dim=1)
+        shift, log_scale = self.outputs(h).movedim(-1, 1).chunk(2, dim=1)
         return hk.coupling(x, shift, log_scale, inverse=inverse, scale_map="tanh", clamp=self.config.clamp)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

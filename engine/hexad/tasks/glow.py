@@ -8,7 +8,7 @@ from .realnvp import OPTIONS, evaluate, generate, score, trainer
 
 __all__ = ["OPTIONS", "RECIPE", "build", "evaluate", "generate", "score", "trainer"]
 
-RECIPE = Recipe(steps=3000, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995)
+RECIPE = Recipe(steps=1600, batch=64, lr=3e-3, weight_decay=0.1, ema=0.995)
 
 
 def build() -> nn.Module:
