@@ -1,15 +1,15 @@
-import hexad_kernels as hk
 import pytest
 import torch
-from hexad_kernels import invconv as invconv_op
 from torch import nn
 
+import hexad_kernels as hk
 from hexad import data, registry
 from hexad.models.glow import Config, Conv3x3, Coupling, Glow, Mix
 from hexad.sampling import invert
 from hexad.tasks import glow as task
 from hexad.tasks.realnvp import log_det_error, relative_error
 from hexad.training.loop import Recipe, run
+from hexad_kernels import invconv as invconv_op
 
 SMALL = Config(steps=(2, 2), hidden=8)
 SHAPE = (4, 4, 4)

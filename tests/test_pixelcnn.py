@@ -1,7 +1,7 @@
-import hexad_kernels as hk
 import pytest
 import torch
 
+import hexad_kernels as hk
 from hexad import data, registry
 from hexad.errors import InputError
 from hexad.models.pixelcnn import Config, PixelCNN, gate

@@ -1,9 +1,9 @@
 import copy
 
-import hexad_kernels as hk
 import pytest
 import torch
 
+import hexad_kernels as hk
 from hexad import data, registry
 from hexad.errors import InputError
 from hexad.evaluation import bits_per_dim

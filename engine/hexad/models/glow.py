@@ -7,11 +7,12 @@ computed in fp64, both once for fixed weights.
 
 from dataclasses import dataclass
 
-import hexad_kernels as hk
 import torch
 import torch.nn.functional as F
-from hexad_kernels.invconv import fold_actnorm, invert_affine
 from torch import Tensor, nn
+
+import hexad_kernels as hk
+from hexad_kernels.invconv import fold_actnorm, invert_affine
 
 from .realnvp import Flow, Logit, Squeeze, Standardise
 

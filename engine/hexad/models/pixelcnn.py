@@ -12,10 +12,11 @@ vectorised exp may round differently in the tail of a loop, so it depends on how
 
 from dataclasses import dataclass
 
-import hexad_kernels as hk
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import hexad_kernels as hk
 
 KEYS: dict[str, str] = {}
 PLANES = 2

@@ -8,10 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import hexad_kernels as hk
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import hexad_kernels as hk
 
 KEYS: dict[str, str] = {}
 

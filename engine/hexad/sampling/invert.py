@@ -2,9 +2,10 @@
 
 import math
 
-import hexad_kernels as hk
 import torch
 from torch import Tensor
+
+import hexad_kernels as hk
 
 from ..models.realnvp import Flow
 

@@ -7,9 +7,10 @@ for Convolutional Autoregressive Models"); the logits are the uncached ones bit 
 
 from collections.abc import Callable
 
-import hexad_kernels as hk
 import torch
 from torch import Tensor
+
+import hexad_kernels as hk
 
 from ..models.pixelcnn import PLANES, PixelCNN
 

@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable
 from typing import cast
 
-import hexad_kernels as hk
 import torch
 from torch import Tensor, nn
+
+import hexad_kernels as hk
 
 from .. import data
 from ..errors import InputError
