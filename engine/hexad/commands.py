@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import options, registry
-from .errors import HexadError, InputError
+from .errors import HexadError, InputError, Interrupted
 from .evaluation import Gate
 from .report import gate_table, step_bar, training_bar
 
@@ -41,8 +41,11 @@ def train(
     if steps is not None:
         options.integer("steps", steps, 1, 10_000_000)
     options.output_directory(out)
-    with training_bar(model) as progress:
-        path, gates = work(model, out, steps=steps, fresh=fresh, progress=progress)
+    try:
+        with training_bar(model) as progress:
+            path, gates = work(model, out, steps=steps, fresh=fresh, progress=progress)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"{str(stop) or 'interrupted'}; the same command continues") from stop
     console.print(gate_table({model: gates}))
     console.print(f"wrote {escape(str(path))} and its manifest", highlight=False)
 
@@ -132,8 +135,7 @@ def score(
     levels = read_digit(image)
     task = entry.load_task()
     if not hasattr(task, "score"):
-        scorers = " ".join(e.name for e in registry.MODELS.values() if hasattr(e.load_task(), "score"))
-        raise InputError("MODEL", repr(model), f"a model with a likelihood: {scorers}")
+        raise InputError("MODEL", repr(model), "a model with a likelihood: " + " ".join(registry.scorers()))
     with options.user_errors(backend):
         bits = float(task.score(registry.load(model, checkpoint), levels)[0])
     kind = "at most, by the evidence lower bound" if entry.family == "VAE" else "log-likelihood"
