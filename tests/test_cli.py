@@ -267,3 +267,13 @@ def test_the_module_runs_from_the_command_line():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "hexad: --n: got 0, wants 1 to 4096\n"
+
+
+@pytest.mark.parametrize("command", ["generate gan", "train classifier", "doctor"])
+def test_an_unknown_backend_in_the_environment(command, tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HEXAD_BACKEND": "nope"}
+    arguments = [sys.executable, "-m", "hexad", *command.split()]
+    done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "HEXAD_BACKEND: got 'nope', wants" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Six families of generative models on one kernel engine.",
 )
-console = Console(soft_wrap=True)
+console = Console()
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="one of: " + " ".join(registry.MODELS))]
 Backend = Annotated[str | None, typer.Option(help="force one backend of hexad_kernels, such as reference or cpu")]
 Checkpoint = Annotated[
@@ -38,6 +38,7 @@ def train(
     from .training.job import train as work
 
     registry.entry(model, instruments=True)
+    options.kernels()
     if steps is not None:
         options.integer("steps", steps, 1, 10_000_000)
     options.output_directory(out)
@@ -47,7 +48,7 @@ def train(
     except KeyboardInterrupt as stop:
         raise Interrupted(f"{str(stop) or 'interrupted'}; the same command continues") from stop
     console.print(gate_table({model: gates}))
-    console.print(f"wrote {escape(str(path))} and its manifest", highlight=False)
+    console.print(f"wrote {escape(str(path))} and its manifest", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -103,7 +104,7 @@ def _deliver(samples: Any, out: Path | None, scale: int) -> None:
         content = encode_png(grid(samples, scale=scale))
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write({out: content})
-    console.print(f"wrote {escape(str(out))}", highlight=False)
+    console.print(f"wrote {escape(str(out))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -139,7 +140,7 @@ def score(
     with options.user_errors(backend):
         bits = float(task.score(registry.load(model, checkpoint), levels)[0])
     kind = "at most, by the evidence lower bound" if entry.family == "VAE" else "log-likelihood"
-    console.print(f"{model}: {bits:.4f} bits/dim ({kind}; lower is likelier)", highlight=False)
+    console.print(f"{model}: {bits:.4f} bits/dim ({kind}; lower is likelier)", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -44,7 +44,7 @@ class Entry:
         """Import the task module; HexadError where it, or something it needs, is not installed."""
         try:
             return cast(Task, importlib.import_module(self.task))
-        except ImportError as error:
+        except (ImportError, ValueError) as error:  # hexad_kernels refuses an unknown HEXAD_BACKEND at import
             raise HexadError(f"model {self.name!r} cannot be used here: {error}") from error
 
 
