@@ -99,34 +99,34 @@ def _model(entry: Entry, out: Path, files: dict[Path, bytes], progress: Progress
 
 
 def _plan(entry: Entry, task: Task, model: nn.Module) -> tuple[Callable[..., Samples], dict[str, Any]]:
-    """What to ask of a model: ``draw(n, progress)``, and the options to note beside the result."""
+    """What to ask of a model: ``draw(show, warm_up)``, and the options to note beside the result."""
     if entry.name == "bert":
-        blanks: list[str] = list(BLANKS)
 
-        def fill(n: int | None, progress: Callable[[int, int], None]) -> Samples:
+        def fill(show: Callable[[int, int], None], warm_up: bool) -> Samples:
             drawn: list[str] = []
-            for done, text in enumerate(blanks[:n]):
+            for done, text in enumerate(BLANKS[:1] if warm_up else BLANKS):
                 drawn += task.generate(model, n=1, seed=SEED, prompt=text)
-                progress(done + 1, len(blanks))
+                show(done + 1, len(BLANKS))
             return drawn
 
-        return fill, {"prompts": blanks}
+        return fill, {"prompts": list(BLANKS)}
     count = IMAGES if entry.data == "digits" else 2
     options: dict[str, Any] = {"prompt": PROMPT} if entry.data == "text" else {}
+    short = {name: value for name, value in (("steps", 2), ("length", 2)) if name in task.OPTIONS}
 
-    def draw(n: int | None, progress: Callable[[int, int], None]) -> Samples:
-        return task.generate(model, n=n or count, seed=SEED, progress=progress, **options)
+    def draw(show: Callable[[int, int], None], warm_up: bool) -> Samples:
+        return task.generate(model, n=count, seed=SEED, progress=show, **(options | short if warm_up else options))
 
     return draw, {"n": count, "seed": SEED, **options}
 
 
 def _timed(draw: Callable[..., Samples], show: Callable[[int, int], None]) -> tuple[Samples, float]:
     """The samples, and the seconds they took: warm, and the best of a few where that is cheap."""
-    draw(1, show)
+    draw(show, True)
     best, spent = float("inf"), 0.0
     while spent == 0.0 or (spent < 0.3 and spent + best < 1.0):
         start = time.perf_counter()
-        samples = draw(None, show)
+        samples = draw(show, False)
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
     return samples, best

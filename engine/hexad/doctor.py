@@ -13,6 +13,7 @@ from rich.table import Table
 
 from . import __version__, checkpoint, registry
 from .errors import HexadError
+from .options import kernels
 
 PACKAGES = (
     "torch",
@@ -104,13 +105,13 @@ def print_report(console: Console) -> None:
         "torch CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
     }
     try:
-        import hexad_kernels
-    except ImportError as error:
+        hexad_kernels = kernels()
+    except HexadError:
         console.print(_rows("machine", machine), _rows("versions", _versions()))
-        raise HexadError(f"hexad_kernels cannot be imported: {error}") from error
+        raise
     console.print(_rows("machine", machine | hexad_kernels.machine()))
     console.print(_rows("versions", _versions()))
     console.print(_rows("checkpoints", _checkpoints()))
     console.print("ops, for a small float32 call on the CPU", style="italic")
     for name in sorted(hexad_kernels.OPS):
-        console.print(escape(_op(name)), highlight=False)
+        console.print(escape(_op(name)), highlight=False, soft_wrap=True)

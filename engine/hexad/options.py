@@ -3,8 +3,9 @@
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import HexadError, InputError
@@ -63,24 +64,26 @@ def output_directory(path: Path) -> Path:
         raise InputError("--out", path, f"a place to write ({existing}: {error.strerror})") from None
 
 
+def kernels() -> ModuleType:
+    """hexad_kernels, or HexadError where it is not built or HEXAD_BACKEND names no backend."""
+    try:
+        import hexad_kernels
+    except (ImportError, ValueError) as error:
+        raise HexadError(f"hexad_kernels cannot be imported: {error}") from error
+    return hexad_kernels
+
+
 @contextmanager
 def user_errors(backend: str | None = None) -> Iterator[None]:
-    """Force the backend, if one is given; what a contract or a backend refuses becomes one line."""
-    import hexad_kernels
-
-    if backend is None:
+    """Force the backend, if one is given; what a contract or a backend refuses becomes the user's one line."""
+    hexad_kernels = kernels()
+    with ExitStack() as stack:
+        try:
+            if backend is not None:
+                stack.enter_context(hexad_kernels.backend(backend))
+        except ValueError as error:
+            raise HexadError(f"--{error}") from error
         try:
             yield
         except (ValueError, hexad_kernels.BackendError) as error:
             raise error if isinstance(error, HexadError) else HexadError(str(error)) from error
-        return
-    try:
-        forced = hexad_kernels.backend(backend)
-        forced.__enter__()
-    except ValueError as error:
-        raise HexadError(f"--{error}") from None
-    try:
-        with user_errors():
-            yield
-    finally:
-        forced.__exit__(None, None, None)

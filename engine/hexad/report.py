@@ -20,15 +20,17 @@ from rich.table import Table
 from .evaluation import Gate
 
 
-def bars() -> Progress:
-    """A progress display on stderr that leaves stdout to the results."""
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A progress display on stderr, which leaves stdout to the results."""
+    console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(file=sys.stderr),
-    )
+    try:
+        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
+            yield progress
+    finally:
+        if not console.is_terminal:
+            console.line()  # rich leaves the last line of a log open
 
 
 @contextmanager

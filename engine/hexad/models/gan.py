@@ -25,57 +25,65 @@ class Config:
     classes: int = 10
 
 
-class NormedConv(nn.Module):
-    """Convolution, batch norm, SiLU. In eval mode the norm is folded into the weights, once, by `eval()`.
+class Folded(nn.Module):
+    """A linear map, a batch norm and SiLU. `eval()` folds the norm into the weights, once; `train()` unfolds it.
 
     W' = W g / sqrt(var + eps),   b' = beta - mean g / sqrt(var + eps)
+
+    The folded pair are buffers, so that they follow the module to another device, but no part of its state.
     """
 
-    folded: tuple[Tensor, Tensor] | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.register_buffer("weight", None, persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Folded:
+        super().train(mode)
+        self.weight, self.bias = (None, None) if mode else self.folded()
+        return self
+
+
+class NormedConv(Folded):
+    """x (B, inputs, H, W) -> SiLU(batch norm(W * x)), (B, outputs, H, W)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
+        super().__init__(outputs)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-        self.folded = None
 
-    def train(self, mode: bool = True) -> NormedConv:
-        super().train(mode)
-        self.folded = None if mode else fold(self.conv.weight, self.norm)
-        return self
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return fold(self.conv.weight, self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.folded is None:
+        if self.weight is None or self.bias is None:
             return F.silu(self.norm(self.conv(x)))
-        return convolve(x, *self.folded, activation="silu")
+        return convolve(x, self.weight, self.bias, activation="silu")
 
 
-class NormedLinear(nn.Module):
-    """z (B, inputs) -> SiLU(batch norm(W z)) as an image (B, channels, side, side), folded as `NormedConv`
-    is."""
-
-    folded: tuple[Tensor, Tensor] | None
+class NormedLinear(Folded):
+    """z (B, inputs) -> SiLU(batch norm(W z)) as an image (B, channels, side, side)."""
 
     def __init__(self, inputs: int, channels: int, side: int) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.shape = (channels, side, side)
         self.linear = nn.Linear(inputs, channels * side * side, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.folded = None
 
-    def train(self, mode: bool = True) -> NormedLinear:
-        super().train(mode)
-        self.folded = None
-        if not mode:
-            channels, inputs = self.shape[0], self.linear.in_features
-            weight, bias = fold(self.linear.weight.view(channels, -1, inputs), self.norm)
-            self.folded = weight.flatten(0, 1), bias.repeat_interleave(weight.shape[1])
-        return self
+    def folded(self) -> tuple[Tensor, Tensor]:
+        channels, inputs = self.shape[0], self.linear.in_features
+        weight, bias = fold(self.linear.weight.view(channels, -1, inputs), self.norm)
+        return weight.flatten(0, 1), bias.repeat_interleave(weight.shape[1])
 
     def forward(self, z: Tensor) -> Tensor:
-        if self.folded is None:
+        if self.weight is None or self.bias is None:
             return F.silu(self.norm(self.linear(z).view(-1, *self.shape)))
-        return ops.linear(z, *self.folded, activation="silu").view(-1, *self.shape)
+        return ops.linear(z, self.weight, self.bias, activation="silu").view(-1, *self.shape)
 
 
 @torch.no_grad()

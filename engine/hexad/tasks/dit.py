@@ -60,7 +60,7 @@ def generate(
     if sampler not in SAMPLERS:
         raise InputError("sampler", repr(sampler), "one of " + " ".join(SAMPLERS))
     shape = (model.config.channels, model.config.size, model.config.size)
-    seeds = torch.arange(seed, seed + n)
+    seeds = range(seed, seed + n)
 
     def noise(i: int) -> Tensor:
         return randn(seeds, shape, offset=i + 1)

@@ -48,7 +48,7 @@ def generate(
     """
     assert isinstance(model, Generator)
     labels = asked(n, class_, model.config.classes)
-    images = sample_gan(model, randn(torch.arange(seed, seed + n), (model.config.latent,)), labels)
+    images = sample_gan(model, randn(range(seed, seed + n), (model.config.latent,)), labels)
     if progress:
         progress(1, 1)
     return images

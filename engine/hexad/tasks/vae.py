@@ -38,7 +38,7 @@ def generate(model: nn.Module, *, n: int, seed: int, progress: Callable[[int, in
     assert isinstance(model, VAE)
     if n < 1:
         raise InputError("n", n, "at least 1")
-    images = sample_vae(model, randn(torch.arange(seed, seed + n), (model.config.latent,)))
+    images = sample_vae(model, randn(range(seed, seed + n), (model.config.latent,)))
     if progress:
         progress(1, 1)
     return images
@@ -52,7 +52,7 @@ def score(model: nn.Module, images: Tensor) -> Tensor:
     Every image gets the same draws, so its score does not depend on its neighbours.
     """
     assert isinstance(model, VAE)
-    draws = randn(torch.arange(DRAWS), (model.config.latent,))
+    draws = randn(range(DRAWS), (model.config.latent,))
     total = torch.zeros(len(images))
     for draw in draws:
         distortion, kl, _ = elbo_terms(model, images, draw.expand(len(images), -1))
