@@ -4,19 +4,19 @@ from hexad_kernels.append_kv import append_kv
 from hexad_kernels.attention import attention
 from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
+from hexad_kernels.decode import decode
+from hexad_kernels.invconv import invconv
 from hexad_kernels.linear import linear
 from hexad_kernels.maskedconv import maskedconv
-from hexad_kernels.invconv import invconv
-from hexad_kernels.decode import decode
 from hexad_kernels.merge_attention import merge_attention
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.norm import norm
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
-from hexad_kernels.vq import vq
 from hexad_kernels.randn import randn
+from hexad_kernels.rope import rope
 from hexad_kernels.sample import sample
 from hexad_kernels.step import step
-from hexad_kernels.rope import rope
+from hexad_kernels.vq import vq
 
 __all__ = [
     "BACKENDS",
@@ -31,16 +31,15 @@ __all__ = [
     "coupling",
     "decode",
     "explain",
+    "invconv",
     "linear",
     "machine",
     "maskedconv",
+    "merge_attention",
     "norm",
-    "vq",
-    "invconv",
-    "machine",
     "randn",
+    "rope",
     "sample",
     "step",
-    "merge_attention",
-    "rope",
+    "vq",
 ]
