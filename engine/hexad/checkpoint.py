@@ -44,9 +44,7 @@ def as_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     raise CheckpointError(f"weights take {size:,} bytes in bfloat16, over the limit of {LIMIT:,}")
 
 
-def save(
-    name: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], directory: Path = SHIPPED
-) -> Path:
+def save(name: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], directory: Path = SHIPPED) -> Path:
     """Write ``<name>.safetensors`` and ``<name>.json``: both, or neither. Returns the path of the weights.
 
     The manifest is given the hash, the size and the tool versions. Non-finite weights are a CheckpointError.
@@ -62,9 +60,7 @@ def save(
     }
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / f"{name}.safetensors"
-    atomic_write(
-        {weights: content, weights.with_suffix(".json"): (json.dumps(full, indent=2) + "\n").encode()}
-    )
+    atomic_write({weights: content, weights.with_suffix(".json"): (json.dumps(full, indent=2) + "\n").encode()})
     return weights
 
 
@@ -87,9 +83,7 @@ def read(name: str, path: str | Path | None = None) -> tuple[dict[str, Tensor], 
     if not isinstance(manifest, dict) or manifest.get("name") != name:
         raise CheckpointError(f"{weights.with_suffix('.json')}: not the manifest of {name!r}")
     if len(content) != manifest.get("bytes"):
-        raise CheckpointError(
-            f"{weights}: {len(content)} bytes, the manifest says {manifest.get('bytes')}: truncated?"
-        )
+        raise CheckpointError(f"{weights}: {len(content)} bytes, the manifest says {manifest.get('bytes')}: truncated?")
     if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
         raise CheckpointError(f"{weights}: sha256 differs from the manifest's: damaged or replaced")
     try:
@@ -104,9 +98,7 @@ def load(model: nn.Module, name: str, path: str | Path | None = None) -> dict[st
     """Fill ``model`` with the verified weights of ``name`` and return the manifest (see ``read``)."""
     tensors, manifest = read(name, path)
     if "config" in manifest and manifest["config"] != config_of(model):
-        raise CheckpointError(
-            f"{name}: made for config {manifest['config']}, the model has {config_of(model)}"
-        )
+        raise CheckpointError(f"{name}: made for config {manifest['config']}, the model has {config_of(model)}")
     fill(model, tensors, source=name)
     return manifest
 

@@ -59,9 +59,7 @@ def gaussian_bits_per_dim(draws: int = 16) -> float:
     train, test = dequantised(digits.train.x), dequantised(digits.test.x)
     mean, factor = train.mean(0), np.linalg.cholesky(np.cov(train, rowvar=False, bias=True))
     whitened = np.linalg.solve(factor, (test - mean).T)
-    log_density = (
-        -0.5 * (whitened**2).sum(0) - np.log(np.diag(factor)).sum() - _PIXELS / 2 * math.log(2 * math.pi)
-    )
+    log_density = -0.5 * (whitened**2).sum(0) - np.log(np.diag(factor)).sum() - _PIXELS / 2 * math.log(2 * math.pi)
     return float(bits_per_dim(torch.from_numpy(log_density)).mean())
 
 

@@ -48,9 +48,7 @@ class Entry:
 
 
 def _entries(*rows: tuple[str, str, str, str]) -> dict[str, Entry]:
-    return {
-        name: Entry(name, family, title, data, f"hexad.tasks.{name}") for name, family, title, data in rows
-    }
+    return {name: Entry(name, family, title, data, f"hexad.tasks.{name}") for name, family, title, data in rows}
 
 
 MODELS = _entries(
@@ -64,9 +62,7 @@ MODELS = _entries(
     ("glow", "flow", "Glow: coupling layers and invertible 1x1 convolutions", "digits"),
 )
 # What models are judged with. Not a generative model, so not one of MODELS.
-INSTRUMENTS = _entries(
-    ("classifier", "instrument", "digit classifier that judges the image models", "digits")
-)
+INSTRUMENTS = _entries(("classifier", "instrument", "digit classifier that judges the image models", "digits"))
 
 
 def entry(name: str, *, instruments: bool = False) -> Entry:

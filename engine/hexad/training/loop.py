@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import tensors_of
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HexadError
 from ..files import atomic_write
 
 SAVE_EVERY = 15.0  # seconds
@@ -160,12 +160,10 @@ def run(
     saved = time.monotonic()
     with _polite_interrupt() as interrupted, _deterministic(), hexad_kernels.backend("reference"):
         for i in range(start, recipe.steps):
-            torch.manual_seed(
-                step_seed(recipe.seed, i)
-            )  # what draws outside the step's generator, such as dropout
+            torch.manual_seed(step_seed(recipe.seed, i))  # what draws outside the step's generator, such as dropout
             figures = trainer.step(i)
             if not all(math.isfinite(value) for value in figures.values()):
-                raise FloatingPointError(f"training diverged at step {i}: {figures}")
+                raise HexadError(f"training diverged at step {i}: {figures}")
             if progress is not None:
                 progress(i + 1, figures)
             due = interrupted.is_set() or time.monotonic() - saved >= SAVE_EVERY or i + 1 == recipe.steps
@@ -173,7 +171,7 @@ def run(
                 _save(trainer, recipe, resume_path, i + 1)
                 saved = time.monotonic()
             if interrupted.is_set():
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"interrupted after step {i + 1} of {recipe.steps}")
     if resume_path is not None and not keep_resume:
         resume_path.unlink(missing_ok=True)
     return trainer.result()
@@ -191,9 +189,7 @@ def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> int:
             meta = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if meta.get("recipe") != json.dumps(asdict(recipe), sort_keys=True):
-            raise CheckpointError(
-                f"{path}: left by a run with another recipe; finish that one or start afresh"
-            )
+            raise CheckpointError(f"{path}: left by a run with another recipe; finish that one or start afresh")
         trainer.load(state)
         return int(meta["done"])
     except (safetensors.SafetensorError, KeyError, OSError, RuntimeError) as error:
@@ -206,12 +202,16 @@ def _deterministic() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every output
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
+        settings.fill_uninitialized_memory = fill
 
 
 @contextmanager

@@ -1,0 +1,81 @@
+"""Checks of what the user typed, made before anything is computed."""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import HexadError, InputError
+from .registry import Task
+
+SAMPLES = 4096
+
+
+def integer(argument: str, value: int, low: int, high: int) -> int:
+    """``value`` when low <= value <= high, else InputError."""
+    if not low <= value <= high:
+        raise InputError(argument, value, f"{low} to {high}")
+    return value
+
+
+def generation(name: str, task: Task, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``generate`` that were given, checked; InputError for one that the model lacks."""
+    options = {option: value for option, value in given.items() if value is not None}
+    for option in options:
+        if option not in task.OPTIONS:
+            known = " ".join(sorted(f"--{o.rstrip('_')}" for o in task.OPTIONS)) or "none of these options"
+            raise InputError(option, repr(options[option]), f"a model that has it; {name} understands {known}")
+    if "class_" in options:
+        integer("class_", options["class_"], 0, 9)
+    for option in {"steps", "length"} & options.keys():
+        integer(option, options[option], 1, 100_000)
+    if "guidance" in options and not (math.isfinite(options["guidance"]) and options["guidance"] >= 0):
+        raise InputError("guidance", options["guidance"], "a finite number, 0 or more")
+    if "prompt" in options and not options["prompt"].strip():
+        raise InputError("prompt", repr(options["prompt"]), "some text")
+    return options
+
+
+def output_file(path: Path, *, suffix: str) -> Path:
+    """``path`` when a file of that suffix can be written there."""
+    if path.is_dir() or path.suffix.lower() != suffix:
+        raise InputError("--out", path, f"a {suffix} file")
+    output_directory(path.parent)
+    return path
+
+
+def output_directory(path: Path) -> Path:
+    """``path`` when it is, or can become, a folder to write in. Leaves nothing behind."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return path
+    except OSError as error:
+        raise InputError("--out", path, f"a place to write ({existing}: {error.strerror})") from None
+
+
+@contextmanager
+def user_errors(backend: str | None = None) -> Iterator[None]:
+    """Force the backend, if one is given; what a contract or a backend refuses becomes one line."""
+    import hexad_kernels
+
+    if backend is None:
+        try:
+            yield
+        except (ValueError, hexad_kernels.BackendError) as error:
+            raise error if isinstance(error, HexadError) else HexadError(str(error)) from error
+        return
+    try:
+        forced = hexad_kernels.backend(backend)
+        forced.__enter__()
+    except ValueError as error:
+        raise HexadError(f"--{error}") from None
+    try:
+        with user_errors():
+            yield
+    finally:
+        forced.__exit__(None, None, None)

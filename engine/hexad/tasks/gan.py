@@ -1,0 +1,62 @@
+"""The GAN on handwritten digits: recipe, generation, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hexad import data
+from hexad.evaluation import Gate, recognised
+from hexad.models.gan import Discriminator, Generator
+from hexad.sampling.classes import asked
+from hexad.sampling.latent import sample_gan
+from hexad.training.adversarial import AdversarialTrainer
+from hexad.training.loop import Recipe
+from hexad_kernels import randn
+
+RECIPE = Recipe(steps=3000, batch=64, lr=4e-4, ema=0.995, betas=(0.5, 0.99))
+OPTIONS = frozenset({"class_"})
+
+
+def build() -> Generator:
+    return Generator()
+
+
+def trainer(model: nn.Module, recipe: Recipe) -> AdversarialTrainer:
+    assert isinstance(model, Generator)
+    x, y = data.digits().train
+    return AdversarialTrainer(model, Discriminator(model.config), x[:, None].float() / 8 - 1, y, recipe)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    *,
+    n: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    class_: int | None = None,
+) -> Tensor:
+    """n images (n, 8, 8) in [0, 1] of class `class_`, or of the classes 0..9 in turn.
+
+    Image i has the latent of seed + i, so it does not depend on n. Raises InputError for a class that there
+    is not.
+    """
+    assert isinstance(model, Generator)
+    labels = asked(n, class_, model.config.classes)
+    images = sample_gan(model, randn(torch.arange(seed, seed + n), (model.config.latent,)), labels)
+    if progress:
+        progress(1, 1)
+    return images
+
+
+def evaluate(model: nn.Module, n: int = 1000) -> list[Gate]:
+    """How many of n samples the classifier reads as the class asked for, in all and in the worst class."""
+    images, labels = generate(model, n=n, seed=1_000_000), asked(n, None, 10)
+    worst = min(recognised(images[labels == c], labels[labels == c]) for c in range(10))
+    return [
+        Gate("recognised", recognised(images, labels), ">=", 0.85),
+        Gate("recognised, worst class", worst, ">=", 0.6),
+    ]
