@@ -1,0 +1,39 @@
+# Each target sets up all that it needs in .venv; `make build` alone rebuilds the native library.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench lint gpu build clean
+
+$(VENV)/ready: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0 triton==3.7.1
+	$(BIN)/pip install --quiet "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
+	touch $@
+
+build: $(VENV)/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+
+demo: build
+	$(BIN)/python -m hexad demo
+
+test: build
+	$(BIN)/python -m pytest -n 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
+
+bench: build
+	$(BIN)/python -m bench
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'csrc/*' 'bindings/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+
+gpu:
+	$(PYTHON) bench/gpu.py
+
+clean:
+	rm -rf build $(VENV) out kernels/hexad_kernels/lib kernels/hexad_kernels/include kernels/hexad_kernels/_C*.so

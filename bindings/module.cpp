@@ -1,0 +1,14 @@
+// A table of contents: a line per op.
+#include "call.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.def("abi_version", &hexad_abi_version);
+  m.def("isa", [] { return std::string(hexad_isa()); });
+  m.def("isa_available", [] { return std::string(hexad_isa_available()); });
+  m.def("set_isa", [](const std::string& name) { raise(hexad_set_isa(name.c_str())); });
+  m.def("bind_openmp", [](const std::string& path) { raise(hexad_bind_openmp(path.c_str())); });
+  m.def("openmp_path", [] { return std::string(hexad_openmp_path()); });
+  m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
+
+  m.def("coupling", door(hexad_coupling));
+}

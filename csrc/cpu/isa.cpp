@@ -1,0 +1,107 @@
+// Which instruction set runs: the best one the machine has, unless HEXAD_ISA or the caller says.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "check.h"
+#include "cpu/table.h"
+
+namespace hexad {
+
+#define LEVEL(isa)             \
+  namespace isa {              \
+  extern const CpuTable table; \
+  }
+#include "cpu/levels.def"
+#undef LEVEL
+
+namespace {
+
+struct Level {
+  const CpuTable* table;
+  bool present;
+};
+
+bool machine_has(const char* isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!strcmp(isa, "avx2"))
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi2");
+  if (!strcmp(isa, "avx512"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+  return !strcmp(isa, "base");
+}
+
+// Worst first.
+const CpuTable* const levels[] = {
+#define LEVEL(isa) &isa::table,
+#include "cpu/levels.def"
+#undef LEVEL
+};
+
+const CpuTable* find(const char* name) {
+  for (const CpuTable* t : levels)
+    if (!strcmp(t->name, name) && machine_has(name)) return t;
+  return nullptr;
+}
+
+const CpuTable* choose() {
+  const char* forced = getenv("HEXAD_ISA");
+  if (forced && *forced) {
+    if (const CpuTable* t = find(forced)) return t;
+    fail(HEXAD_UNSUPPORTED, "HEXAD_ISA: '%s' is not available, this machine and build have: %s",
+         forced, hexad_isa_available());
+  }
+  const CpuTable* best = nullptr;
+  for (const CpuTable* t : levels)
+    if (machine_has(t->name)) best = t;
+  if (!best) fail(HEXAD_UNSUPPORTED, "cpu: this build needs AVX2 and FMA, the machine has neither");
+  return best;
+}
+
+std::atomic<const CpuTable*> current{nullptr};
+
+}  // namespace
+
+const CpuTable& cpu() {
+  const CpuTable* t = current.load(std::memory_order_acquire);
+  if (!t) {
+    t = choose();
+    current.store(t, std::memory_order_release);
+  }
+  return *t;
+}
+
+}  // namespace hexad
+
+extern "C" const char* hexad_isa(void) {
+  try {
+    return hexad::cpu().name;
+  } catch (const hexad::Failure&) {
+    return "";
+  }
+}
+
+extern "C" const char* hexad_isa_available(void) {
+  static char text[64];
+  char joined[64] = "";
+  for (const hexad::CpuTable* t : hexad::levels)
+    if (hexad::machine_has(t->name)) {
+      if (*joined) strcat(joined, ",");
+      strcat(joined, t->name);
+    }
+  memcpy(text, joined, sizeof text);
+  return text;
+}
+
+extern "C" hexad_status hexad_set_isa(const char* name) {
+  return hexad::guarded([&] {
+    const hexad::CpuTable* t = name ? hexad::find(name) : nullptr;
+    HEXAD_REQUIRE(t, "name: '%s' is not available, this machine and build have: %s",
+                  name ? name : "", hexad_isa_available());
+    hexad::current.store(t);
+  });
+}

@@ -1,0 +1,96 @@
+// Elementary functions on the 16-lane vector. Written with fma, +, -, *, / and integer operations
+// only, so every instruction set gives the same bits. NaN goes in and comes out.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace hexad {
+namespace {
+
+// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^7 (relative error below 6e-9), then 2^n in two
+// factors so that subnormal results round once and overflow reaches infinity.
+HEXAD_INLINE vf exp(vf x) {
+  x = max(set1(-104.f), min(set1(89.f), x));
+  const vf t = x * set1(1.44269504088896341f);
+  const vf n = round(t);
+  vf r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  vf p = set1(1.f / 5040);
+  p = fma(p, r, set1(1.f / 720));
+  p = fma(p, r, set1(1.f / 120));
+  p = fma(p, r, set1(1.f / 24));
+  p = fma(p, r, set1(1.f / 6));
+  p = fma(p, r, set1(0.5f));
+  p = fma(p, r, set1(1.f));
+  p = fma(p, r, set1(1.f));
+  const vi k = round_int(t);
+  const vi half = k >> 1;
+  const vf s1 = from_bits((half + set1i(127)) << 23);
+  const vf s2 = from_bits((k - half + set1i(127)) << 23);
+  return p * s1 * s2;
+}
+
+// ln x: x = 2^e m, m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh((m-1)/(m+1)). ln 0 = -inf, x < 0 NaN.
+HEXAD_INLINE vf log(vf x) {
+  const vi tiny = less(x, set1(1.17549435e-38f));
+  const vf scaled = select(tiny, x * set1(8388608.f), x);
+  const vi raw = bits(scaled);
+  vi e = (raw - set1i(0x3f3504f3)) >> 23;
+  const vf m = from_bits(raw - (e << 23));
+  e = e - (tiny & set1i(23));
+  const vf s = (m - set1(1.f)) / (m + set1(1.f));
+  const vf z = s * s;
+  vf p = set1(2.f / 11);
+  p = fma(p, z, set1(2.f / 9));
+  p = fma(p, z, set1(2.f / 7));
+  p = fma(p, z, set1(2.f / 5));
+  p = fma(p, z, set1(2.f / 3));
+  const vf ef = to_float(e + set1i(1024)) - set1(1024.f);
+  // 2s + s z p is ln m; the exponent's part is added in two pieces, the exact one last.
+  vf r = fma(s * z, p, ef * set1(-2.12194440e-4f));
+  r = fma(s, set1(2.f), r);
+  r = fma(ef, set1(0.693359375f), r);
+  const float inf = __builtin_inff();
+  r = select(equal(x, zero()), set1(-inf), r);
+  r = select(equal(x, set1(inf)), x, r);
+  const vi bad = less(x, zero());
+  r = select(bad, set1(__builtin_nanf("")), r);
+  return select(equal(x, x), r, x);
+}
+
+// tanh: the continued fraction x (a + z(b + z(c + z))) / (a + z(d + z(e + 28 z))), z = x^2, near 0
+// where 1 - 2/(e^2x + 1) cancels.
+HEXAD_INLINE vf tanh(vf x) {
+  const vf a = abs(x);
+  const vf z = x * x;
+  const vf num = fma(fma(z + set1(378.f), z, set1(17325.f)), z, set1(135135.f));
+  const vf den = fma(fma(fma(set1(28.f), z, set1(3150.f)), z, set1(62370.f)), z, set1(135135.f));
+  const vf small = x * (num / den);
+  const vf e = exp(a + a);
+  const vf large = set1(1.f) - set1(2.f) / (e + set1(1.f));
+  const vi sign = bits(x) & set1i(int32_t(0x80000000));
+  return select(less(a, set1(0.625f)), small, from_bits(bits(large) | sign));
+}
+
+// 1 / (1 + e^-x), through e^-|x| so that neither side overflows.
+HEXAD_INLINE vf sigmoid(vf x) {
+  const vf e = exp(-abs(x));
+  const vf r = set1(1.f) / (set1(1.f) + e);
+  return select(less(x, zero()), e * r, r);
+}
+
+// ln(1 + y) for y in [0, 1], accurate near 0: Goldberg's correction y ln(u) / (u - 1), u = 1 + y.
+HEXAD_INLINE vf log1p_unit(vf y) {
+  const vf u = set1(1.f) + y;
+  const vf d = u - set1(1.f);
+  const vf r = log(u) * (y / select(equal(d, zero()), set1(1.f), d));
+  return select(equal(d, zero()), y, r);
+}
+
+// ln sigmoid(x) = min(x, 0) - ln(1 + e^-|x|)
+HEXAD_INLINE vf log_sigmoid(vf x) {
+  return min(zero(), x) - log1p_unit(exp(-abs(x)));
+}
+
+}  // namespace
+}  // namespace hexad

@@ -1,0 +1,100 @@
+#include "cpu/parallel.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <string>
+
+#include "check.h"
+
+namespace hexad {
+namespace {
+
+// The few entry points of libgomp that a parallel region needs. Torch's wheels carry their own
+// copy, sometimes under another file name; a second runtime beside it makes both spin against each
+// other.
+struct OpenMP {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+  int (*max_threads)() = nullptr;
+  int (*in_parallel)() = nullptr;
+  int (*thread)() = nullptr;
+  std::string path;
+};
+
+OpenMP runtime;
+std::once_flag bound_once;
+std::atomic<bool> bound{false};
+
+bool bind(const char* path, int flags) {
+  void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | flags);
+  if (!handle) return false;
+  OpenMP omp;
+  omp.parallel = reinterpret_cast<decltype(omp.parallel)>(dlsym(handle, "GOMP_parallel"));
+  omp.max_threads = reinterpret_cast<int (*)()>(dlsym(handle, "omp_get_max_threads"));
+  omp.in_parallel = reinterpret_cast<int (*)()>(dlsym(handle, "omp_in_parallel"));
+  omp.thread = reinterpret_cast<int (*)()>(dlsym(handle, "omp_get_thread_num"));
+  if (!omp.parallel || !omp.max_threads || !omp.in_parallel || !omp.thread) return false;
+  Dl_info info;
+  omp.path = dladdr(reinterpret_cast<void*>(omp.parallel), &info) ? info.dli_fname : path;
+  runtime = omp;
+  bound = true;
+  return true;
+}
+
+const OpenMP& openmp() {
+  if (!bound) std::call_once(bound_once, [] { bind("libgomp.so.1", 0); });
+  return runtime;
+}
+
+struct Region {
+  int64_t n, grain;
+  void (*body)(void*, int64_t, int64_t);
+  void* ctx;
+  std::atomic<int64_t> next{0};
+};
+
+void work(void* p) {
+  Region& r = *static_cast<Region*>(p);
+  for (;;) {
+    const int64_t begin = r.next.fetch_add(r.grain);
+    if (begin >= r.n) return;
+    r.body(r.ctx, begin, std::min(begin + r.grain, r.n));
+  }
+}
+
+}  // namespace
+
+int parallel_threads() {
+  const OpenMP& omp = openmp();
+  return omp.parallel && !omp.in_parallel() ? omp.max_threads() : 1;
+}
+
+int parallel_thread() {
+  const OpenMP& omp = openmp();
+  return omp.thread ? omp.thread() : 0;
+}
+
+void parallel_run(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* ctx) {
+  if (n <= 0) return;
+  grain = std::max<int64_t>(grain, 1);
+  const int64_t chunks = (n + grain - 1) / grain;
+  const int64_t threads = chunks > 1 ? std::min<int64_t>(chunks, parallel_threads()) : 1;
+  if (threads <= 1) return body(ctx, 0, n);
+  Region region{n, grain, body, ctx};
+  openmp().parallel(work, &region, unsigned(threads), 0);
+}
+
+}  // namespace hexad
+
+extern "C" hexad_status hexad_bind_openmp(const char* path) {
+  return hexad::guarded([&] {
+    HEXAD_REQUIRE(hexad::bind(path ? path : "libgomp.so.1", 0),
+                  "path: no OpenMP runtime (libgomp) at '%s'", path ? path : "libgomp.so.1");
+  });
+}
+
+extern "C" const char* hexad_openmp_path(void) {
+  return hexad::openmp().path.c_str();
+}

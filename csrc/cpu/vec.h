@@ -1,0 +1,377 @@
+// The vector of every CPU kernel: 16 floats, whatever the machine. This is the only file with
+// instruction-set conditionals. On AVX-512 it is one register; elsewhere a tree of halves, so that
+// lane-wise results and the order of horizontal sums are the same bits on every machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define HEXAD_INLINE inline __attribute__((always_inline))
+
+namespace hexad {
+namespace {
+
+template <class T>
+struct Pair {
+  T lo, hi;
+};
+
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+
+#if defined(__AVX512F__)
+using vf = f32x16;
+using vi = i32x16;
+#elif defined(__AVX2__)
+using vf = Pair<f32x8>;
+using vi = Pair<i32x8>;
+#else
+using vf = Pair<Pair<f32x4>>;
+using vi = Pair<Pair<i32x4>>;
+#endif
+constexpr int kLanes = 16;
+
+// Lane-wise operators of the halves; GNU vectors bring their own.
+#define HEXAD_BINARY(op)                                   \
+  template <class T>                                       \
+  HEXAD_INLINE Pair<T> operator op(Pair<T> a, Pair<T> b) { \
+    return {a.lo op b.lo, a.hi op b.hi};                   \
+  }
+HEXAD_BINARY(+)
+HEXAD_BINARY(-)
+HEXAD_BINARY(*)
+HEXAD_BINARY(/)
+HEXAD_BINARY(&)
+HEXAD_BINARY(|)
+HEXAD_BINARY(^)
+#undef HEXAD_BINARY
+
+template <class T>
+HEXAD_INLINE Pair<T> operator-(Pair<T> a) {
+  return {-a.lo, -a.hi};
+}
+template <class T>
+HEXAD_INLINE Pair<T> operator<<(Pair<T> a, int n) {
+  return {a.lo << n, a.hi << n};
+}
+template <class T>
+HEXAD_INLINE Pair<T> operator>>(Pair<T> a, int n) {
+  return {a.lo >> n, a.hi >> n};
+}
+
+// The integer vector (also the type of masks: 0 or -1 a lane) with a float vector's shape.
+template <class V>
+struct IntOf;
+template <>
+struct IntOf<f32x4> {
+  using type = i32x4;
+};
+template <>
+struct IntOf<f32x8> {
+  using type = i32x8;
+};
+template <>
+struct IntOf<f32x16> {
+  using type = i32x16;
+};
+template <>
+struct IntOf<i32x4> {
+  using type = i32x4;
+};
+template <>
+struct IntOf<i32x8> {
+  using type = i32x8;
+};
+template <>
+struct IntOf<i32x16> {
+  using type = i32x16;
+};
+template <class T>
+struct IntOf<Pair<T>> {
+  using type = Pair<typename IntOf<T>::type>;
+};
+
+template <class V>
+HEXAD_INLINE V load(const void* p) {
+  V v;
+  memcpy(&v, p, sizeof(V));
+  return v;
+}
+HEXAD_INLINE vf load(const float* p) {
+  return load<vf>(p);
+}
+HEXAD_INLINE vi load(const int32_t* p) {
+  return load<vi>(p);
+}
+HEXAD_INLINE void store(float* p, vf v) {
+  memcpy(p, &v, sizeof v);
+}
+HEXAD_INLINE void store(int32_t* p, vi v) {
+  memcpy(p, &v, sizeof v);
+}
+
+HEXAD_INLINE void splat(f32x4& v, float x) {
+  v = f32x4{x, x, x, x};
+}
+HEXAD_INLINE void splat(f32x8& v, float x) {
+  v = f32x8{x, x, x, x, x, x, x, x};
+}
+HEXAD_INLINE void splat(f32x16& v, float x) {
+  v = f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+HEXAD_INLINE void splat(i32x4& v, int32_t x) {
+  v = i32x4{x, x, x, x};
+}
+HEXAD_INLINE void splat(i32x8& v, int32_t x) {
+  v = i32x8{x, x, x, x, x, x, x, x};
+}
+HEXAD_INLINE void splat(i32x16& v, int32_t x) {
+  v = i32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+template <class T, class S>
+HEXAD_INLINE void splat(Pair<T>& v, S x) {
+  splat(v.lo, x);
+  splat(v.hi, x);
+}
+HEXAD_INLINE vf set1(float x) {
+  vf v;
+  splat(v, x);
+  return v;
+}
+HEXAD_INLINE vi set1i(int32_t x) {
+  vi v;
+  splat(v, x);
+  return v;
+}
+HEXAD_INLINE vf zero() {
+  return set1(0.f);
+}
+
+// 0, 1, ..., 15
+HEXAD_INLINE vi iota() {
+  static const int32_t lanes[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(lanes);
+}
+
+// The first n lanes (0 <= n <= 16); the others read as `fill`, and are never touched in memory.
+HEXAD_INLINE vf load_first(const float* p, int64_t n, float fill = 0.f) {
+  float buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = fill;
+  memcpy(buffer, p, n * sizeof(float));
+  return load(buffer);
+}
+HEXAD_INLINE void store_first(float* p, vf v, int64_t n) {
+  float buffer[kLanes];
+  store(buffer, v);
+  memcpy(p, buffer, n * sizeof(float));
+}
+
+// a * b + c with one rounding.
+HEXAD_INLINE f32x4 fma(f32x4 a, f32x4 b, f32x4 c) {
+#if defined(__FMA__)
+  return (f32x4)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#elif defined(__aarch64__)
+  return (f32x4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  f32x4 r;
+  for (int i = 0; i < 4; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return r;
+#endif
+}
+#if defined(__AVX2__)
+HEXAD_INLINE f32x8 fma(f32x8 a, f32x8 b, f32x8 c) {
+  return (f32x8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+HEXAD_INLINE f32x8 sqrt(f32x8 a) {
+  return (f32x8)_mm256_sqrt_ps((__m256)a);
+}
+#endif
+#if defined(__AVX512F__)
+HEXAD_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+HEXAD_INLINE f32x16 sqrt(f32x16 a) {
+  return (f32x16)_mm512_sqrt_ps((__m512)a);
+}
+#endif
+HEXAD_INLINE f32x4 sqrt(f32x4 a) {
+  for (int i = 0; i < 4; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+template <class T>
+HEXAD_INLINE Pair<T> fma(Pair<T> a, Pair<T> b, Pair<T> c) {
+  return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
+}
+template <class T>
+HEXAD_INLINE Pair<T> sqrt(Pair<T> a) {
+  return {sqrt(a.lo), sqrt(a.hi)};
+}
+
+// Comparisons give masks. select(m, a, b) takes a where the mask is set.
+template <class V>
+HEXAD_INLINE typename IntOf<V>::type less(V a, V b) {
+  return a < b;
+}
+template <class T>
+HEXAD_INLINE typename IntOf<Pair<T>>::type less(Pair<T> a, Pair<T> b) {
+  return {less(a.lo, b.lo), less(a.hi, b.hi)};
+}
+template <class V>
+HEXAD_INLINE typename IntOf<V>::type equal(V a, V b) {
+  return a == b;
+}
+template <class T>
+HEXAD_INLINE typename IntOf<Pair<T>>::type equal(Pair<T> a, Pair<T> b) {
+  return {equal(a.lo, b.lo), equal(a.hi, b.hi)};
+}
+template <class V>
+HEXAD_INLINE V less_int(V a, V b) {
+  return a < b;
+}
+template <class T>
+HEXAD_INLINE Pair<T> less_int(Pair<T> a, Pair<T> b) {
+  return {less_int(a.lo, b.lo), less_int(a.hi, b.hi)};
+}
+template <class V>
+HEXAD_INLINE V select(typename IntOf<V>::type m, V a, V b) {
+  return m ? a : b;
+}
+template <class T>
+HEXAD_INLINE Pair<T> select(typename IntOf<Pair<T>>::type m, Pair<T> a, Pair<T> b) {
+  return {select(m.lo, a.lo, b.lo), select(m.hi, a.hi, b.hi)};
+}
+// A NaN in b wins (a is the bound, b the datum), so clamping keeps NaN.
+HEXAD_INLINE vf max(vf a, vf b) {
+  return select(less(b, a), a, b);
+}
+HEXAD_INLINE vf min(vf a, vf b) {
+  return select(less(a, b), a, b);
+}
+
+HEXAD_INLINE vi bits(vf v) {
+  return load<vi>(&v);
+}
+HEXAD_INLINE vf from_bits(vi v) {
+  return load<vf>(&v);
+}
+HEXAD_INLINE vf abs(vf v) {
+  return from_bits(bits(v) & set1i(0x7fffffff));
+}
+
+// Round to nearest even for |v| < 2^22, as float and as integer.
+HEXAD_INLINE vf round(vf v) {
+  const vf magic = set1(12582912.f);
+  return (v + magic) - magic;
+}
+HEXAD_INLINE vi round_int(vf v) {
+  const vf magic = set1(12582912.f);
+  return bits(v + magic) - bits(magic);
+}
+// Exact for 0 <= v < 2^22.
+HEXAD_INLINE vf to_float(vi v) {
+  const vf magic = set1(12582912.f);
+  return from_bits(v + bits(magic)) - magic;
+}
+
+// Horizontal sum and maximum: always the tree 16 -> 8 -> 4 -> 2 -> 1 of halves.
+HEXAD_INLINE f32x8 halves_sum(f32x16 v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+         __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+HEXAD_INLINE f32x4 halves_sum(f32x8 v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+template <class T>
+HEXAD_INLINE T halves_sum(Pair<T> v) {
+  return v.lo + v.hi;
+}
+HEXAD_INLINE float sum4(f32x4 v) {
+  return (v[0] + v[2]) + (v[1] + v[3]);
+}
+HEXAD_INLINE float sum(vf v) {
+  return sum4(halves_sum(halves_sum(v)));
+}
+HEXAD_INLINE float max_lane(vf v) {
+  float lane[kLanes];
+  store(lane, v);
+  for (int n = kLanes / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) lane[i] = lane[i + n] > lane[i] ? lane[i + n] : lane[i];
+  return lane[0];
+}
+
+// bfloat16 in memory, float in registers. Stores round to nearest even; NaN stays NaN.
+struct bf16 {
+  uint16_t raw;
+};
+HEXAD_INLINE float to_float(bf16 x) {
+  uint32_t u = uint32_t(x.raw) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+HEXAD_INLINE bf16 to_bf16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  if ((u & 0x7fffffff) > 0x7f800000) return {uint16_t((u >> 16) | 0x40)};
+  return {uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+}
+HEXAD_INLINE vf load(const bf16* p) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  const __m128i* q = (const __m128i*)p;
+  return {(f32x8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), 16),
+          (f32x8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1)), 16)};
+#else
+  float f[kLanes];
+  for (int i = 0; i < kLanes; ++i) f[i] = to_float(p[i]);
+  return load(f);
+#endif
+}
+HEXAD_INLINE void store(bf16* p, vf v) {
+#if defined(__AVX512F__)
+  __m512i u = (__m512i)v;
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
+#else
+  float f[kLanes];
+  store(f, v);
+  for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(f[i]);
+#endif
+}
+HEXAD_INLINE vf load_first(const bf16* p, int64_t n, float fill = 0.f) {
+  bf16 buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = to_bf16(fill);
+  memcpy(buffer, p, n * sizeof(bf16));
+  return load(buffer);
+}
+HEXAD_INLINE void store_first(bf16* p, vf v, int64_t n) {
+  bf16 buffer[kLanes];
+  store(buffer, v);
+  memcpy(p, buffer, n * sizeof(bf16));
+}
+HEXAD_INLINE float to_float(float x) {
+  return x;
+}
+HEXAD_INLINE void put(float* p, float x) {
+  *p = x;
+}
+HEXAD_INLINE void put(bf16* p, float x) {
+  *p = to_bf16(x);
+}
+
+}  // namespace
+}  // namespace hexad

@@ -1,0 +1,17 @@
+"""Kernels of generative models as plain functions on tensors, each with a plain torch reference beside it."""
+
+from hexad_kernels.coupling import coupling
+from hexad_kernels.native import cmake_prefix, machine
+from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "BackendError",
+    "Explanation",
+    "backend",
+    "cmake_prefix",
+    "coupling",
+    "explain",
+    "machine",
+]

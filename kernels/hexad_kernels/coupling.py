@@ -1,0 +1,155 @@
+"""coupling: the invertible layer of NICE, RealNVP and Glow.
+
+    forward   y_a = x_a * exp(s) + t        inverse   y_a = (x_a - t) * exp(-s)
+              y_p = x_p                               y_p = x_p
+    log_det = +sum(s) forward, -sum(s) inverse, over the active elements of a row
+
+x is split into a passive half p, which conditions, and an active half a, which moves. s comes from the
+conditioner's raw output r through a scale map:
+
+    "exp"      s = r
+    "tanh"     s = clamp * tanh(r / clamp)       bounded: |s| < clamp
+    "sigmoid"  s = log sigmoid(r + 2)            Glow's: exp(s) < 1
+
+Papers: Dinh et al. 2014 (NICE, arXiv 1410.8516), Dinh et al. 2016 (RealNVP, 1605.08803), Kingma &
+Dhariwal 2018 (Glow, 1807.03039).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hexad_kernels import check, native
+from hexad_kernels.op import Op
+
+SPLITS = {"channel": 0, "checkerboard": 1}
+SCALE_MAPS = {"exp": 0, "tanh": 1, "sigmoid": 2}
+
+
+def active_channels(channels: int, flip: bool) -> tuple[int, int]:
+    """First active channel and how many are active: the last C//2, or with `flip` the first C - C//2."""
+    return (0, channels - channels // 2) if flip else (channels - channels // 2, channels // 2)
+
+
+def checkerboard(x: Tensor, flip: bool) -> Tensor:
+    """1 where an element of x is active, shaped to broadcast against x."""
+    sizes = x.shape[2:] if x.ndim > 2 else x.shape[1:]
+    place = torch.zeros(sizes, dtype=torch.int64, device=x.device)
+    for d, size in enumerate(sizes):
+        place = place + torch.arange(size, device=x.device).view(-1, *[1] * (len(sizes) - d - 1))
+    return (place % 2 == (0 if flip else 1)).to(x.dtype)
+
+
+def contract(
+    x: Tensor,
+    shift: Tensor,
+    log_scale: Tensor | None,
+    inverse: bool,
+    split: int,
+    flip: bool,
+    scale_map: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor]:
+    check.tensor(x, "x")
+    if x.ndim < 2:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, channels, *spatial) or (batch, features)")
+    if split == 1 and x.ndim not in (2, 4):
+        raise ValueError(f"x: got {x.ndim} dimensions, wants 2 or 4 for a checkerboard split")
+    if split == 0:
+        want = (x.shape[0], active_channels(x.shape[1], flip)[1], *x.shape[2:])
+    else:
+        want = tuple(x.shape)
+    for value, name in ((shift, "shift"), (log_scale, "log_scale")):
+        if value is not None:
+            check.tensor(value, name)
+            check.like(value, name, x, "x")
+            check.shape(value, name, want, "the active half of x" if split == 0 else "x's shape")
+    if scale_map == 1 and not clamp > 0:
+        raise ValueError(f"clamp: got {clamp}, wants a positive number")
+    log_det = torch.empty(x.shape[0], dtype=check.statistics_dtype(x.dtype), device=x.device)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), log_det
+
+
+def reference(
+    x: Tensor,
+    shift: Tensor,
+    log_scale: Tensor | None,
+    inverse: bool,
+    split: int,
+    flip: bool,
+    scale_map: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor]:
+    stat = check.statistics_dtype(x.dtype)
+    v, t = x.to(stat), shift.to(stat)
+    r = torch.zeros_like(t) if log_scale is None else log_scale.to(stat)
+    if log_scale is not None and scale_map == 1:
+        r = clamp * torch.tanh(r / clamp)
+    elif log_scale is not None and scale_map == 2:
+        r = torch.nn.functional.logsigmoid(r + 2)
+    if split == 1:
+        active = checkerboard(v, flip)
+        s = r * active
+        moved = (v - t) * torch.exp(-r) if inverse else v * torch.exp(r) + t
+        y = torch.where(active.bool(), moved, v)
+    else:
+        s = r
+        first, count = active_channels(x.shape[1], flip)
+        a = v[:, first : first + count]
+        a = (a - t) * torch.exp(-r) if inverse else a * torch.exp(r) + t
+        y = torch.cat([v[:, :first], a, v[:, first + count :]], dim=1)
+    log_det = s.flatten(1).sum(1)
+    return y.to(x.dtype), -log_det if inverse else log_det
+
+
+def _native(
+    outputs: tuple[Tensor, Tensor],
+    x: Tensor, shift: Tensor, log_scale: Tensor | None, inverse: bool, split: int, flip: bool, scale_map: int, clamp: float,
+) -> None:  # fmt: skip
+    y, log_det = outputs
+    height, width = (x.shape[2], x.shape[3]) if x.ndim == 4 else (1, x[0].numel() if x.shape[0] else 1)
+    first = active_channels(x.shape[1], flip)[0] * x[:1, 0].numel() if split == 0 else 0
+    native.C.coupling(
+        check.rows(x), check.rows(shift), None if log_scale is None else check.rows(log_scale),
+        check.rows(y), log_det, inverse, split, flip, first, height, width, scale_map, clamp,
+    )  # fmt: skip
+
+
+_op = Op(
+    "coupling",
+    "(Tensor x, Tensor shift, Tensor? log_scale, bool inverse, int split, bool flip, int scale_map, float clamp)"
+    " -> (Tensor, Tensor)",
+    contract=contract,
+    reference=reference,
+    native=_native,
+    cuda=True,
+    gradients=(0, 1, 2),
+)
+
+
+def coupling(
+    x: Tensor,
+    shift: Tensor,
+    log_scale: Tensor | None = None,
+    *,
+    inverse: bool = False,
+    split: str = "channel",
+    flip: bool = False,
+    scale_map: str = "exp",
+    clamp: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """Affine (or, without `log_scale`, additive) coupling and its log-determinant.
+
+    x          (B, C, *spatial) or (B, D); float32, bfloat16 (float16, float64 through the reference)
+    shift      t, the active half's shape: (B, C_active, *spatial) for split="channel", x's for "checkerboard"
+    log_scale  r, like shift; None: additive, s = 0
+    split      "channel": the last C//2 channels are active (flip: the first C - C//2);
+               "checkerboard": active where (h + w) is odd (flip: even); for (B, D), the odd features
+    Returns y like x, log_det (B,) float32 (float64 for float64). Views of shift and log_scale are fine.
+    Differentiable in x, shift, log_scale.
+    """
+    return _op(
+        x, shift, log_scale, inverse, check.choice(split, "split", SPLITS), flip,
+        check.choice(scale_map, "scale_map", SCALE_MAPS), float(clamp),
+    )  # fmt: skip

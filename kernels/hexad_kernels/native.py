@@ -1,0 +1,69 @@
+"""The only loader of the compiled module: `C` is it, or None with `missing` saying why."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+C: Any = None
+missing = ""
+
+
+def _torch_openmp() -> str | None:
+    """The libgomp this process has loaded (torch's, under whatever file name), if any."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    found = sorted(set(re.findall(r"(/\S*libgomp\S*\.so\S*)", maps)))
+    beside_torch = [path for path in found if Path(torch.__file__).parent in Path(path).parents]
+    return (beside_torch or found or [None])[0]
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    if os.environ.get("HEXAD_BACKEND") == "reference" and os.environ.get("HEXAD_NO_NATIVE"):
+        return None, "HEXAD_NO_NATIVE is set"
+    try:
+        from hexad_kernels import _C
+    except ImportError as error:
+        return None, f"the compiled module is not there ({error})"
+    path = _torch_openmp()
+    if path:
+        _C.bind_openmp(path)
+    if not _C.isa():
+        return None, f"no kernels for this machine (HEXAD_ISA={os.environ.get('HEXAD_ISA', '')!r})"
+    return _C, ""
+
+
+C, missing = _load()
+
+
+def machine() -> dict[str, Any]:
+    """What runs here: instruction set, threads, OpenMP runtime, CUDA, Triton; for `hexad doctor` and bug reports."""
+    try:
+        import triton
+
+        triton_version: str | None = triton.__version__
+    except ImportError:
+        triton_version = None
+    return {
+        "torch": torch.__version__,
+        "native": missing or "loaded",
+        "isa": C.isa() if C else None,
+        "isa_available": C.isa_available().split(",") if C else [],
+        "threads": torch.get_num_threads(),
+        "openmp": C.openmp_path() if C else None,
+        "cuda_build": (C.cuda_missing() or "built") if C else missing,
+        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "triton": triton_version,
+    }
+
+
+def cmake_prefix() -> Path:
+    """The prefix for `find_package(hexad)`: pass it as CMAKE_PREFIX_PATH."""
+    return Path(__file__).parent

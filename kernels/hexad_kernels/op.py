@@ -1,0 +1,313 @@
+"""The only dispatch: how a call of an op finds the kernel that serves it.
+
+An op is a flat positional function with a torch.library schema. A call takes one of two lanes:
+
+- eager, on plain tensors without gradients: contract (checks, allocates outputs), then a backend;
+- anything else (torch.compile, FakeTensor, functorch, autograd, tensor subclasses): one
+  `torch.ops.hexad.<op>`, whose implementation is the eager lane, whose fake kernel is the contract and
+  whose gradient differentiates the reference.
+
+A backend serves a call or says why not; the first of the device's list that does not refuse runs.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from hexad_kernels import native
+
+BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted")
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+OPS: dict[str, Op] = {}
+
+_library = torch.library.Library("hexad", "DEF")
+_functorch_active = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class BackendError(RuntimeError):
+    """A forced backend cannot serve the call; the text says why."""
+
+
+def _known(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: got {name!r}, wants one of {', '.join(BACKENDS)}")
+    return name
+
+
+_environment = os.environ.get("HEXAD_BACKEND") or None
+_forced: ContextVar[str | None] = ContextVar(
+    "hexad_backend", default=_known(_environment, "HEXAD_BACKEND") if _environment else None
+)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force one backend inside the block. A call it cannot serve raises BackendError with the reason."""
+    token = _forced.set(_known(name, "backend"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Who serves a call, and why the others don't."""
+
+    op: str
+    served_by: str
+    refusals: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[Any, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: served by {self.served_by}"]
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.refusals.items()])
+
+
+class _Explained(Exception):
+    def __init__(self, explanation: Explanation) -> None:
+        self.explanation = explanation
+
+
+_EXPLAIN = "<explain>"
+
+
+class Op:
+    """One op: its contract, its reference, and the backends that serve it.
+
+    schema      torch.library arguments and returns, e.g. "(Tensor x, float eps) -> Tensor"
+    contract    checks shapes, dtypes, devices; returns the tuple of empty outputs
+    reference   plain torch: the same arguments, returns the outputs
+    native      (outputs, *args): calls the compiled kernel; None if there is none
+    cuda        whether `native` has CUDA kernels
+    gradients   indices of the arguments that get gradients (through the reference)
+    refuses     (*args) -> reason the native kernels can't serve these arguments, or None
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        contract: Callable[..., tuple[Tensor, ...]],
+        reference: Callable[..., Any],
+        native: Callable[..., None] | None = None,
+        cuda: bool = False,
+        gradients: Sequence[int] = (),
+        refuses: Callable[..., str | None] | None = None,
+    ) -> None:
+        self.name = name
+        self.contract = contract
+        self.reference = reference
+        self.native = native
+        self.cuda = cuda
+        self.gradients = tuple(gradients)
+        self.refuses = refuses
+        self.single = schema.rsplit("->", 1)[1].strip() == "Tensor"
+        self._triton: Any = None
+        self._warned: set[str] = set()
+        self._register(schema)
+        OPS[name] = self
+
+    # The call
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.torch_op(*args)
+        forced = _forced.get()
+        if forced == _EXPLAIN or self._eager(args):
+            return self.run(*args)
+        if forced == "reference":
+            # Plain autograd through plain torch: the forced reference is the whole computation.
+            self.contract(*args)
+            return self.reference(*args)
+        return self.torch_op(*args)
+
+    @staticmethod
+    def _eager(args: tuple[Any, ...]) -> bool:
+        if _dispatch_modes() or _functorch_active() is not None:
+            return False
+        grad = torch.is_grad_enabled()
+        for a in args:
+            kind = type(a)
+            if kind is Tensor or kind is Parameter:
+                if grad and a.requires_grad:
+                    return False
+            elif isinstance(a, Tensor):
+                return False
+        return True
+
+    def run(self, *args: Any) -> Any:
+        """The eager lane."""
+        outputs = self.contract(*args)
+        chosen = self._choose(args)
+        if chosen == "reference":
+            return self.reference(*args)
+        if chosen in ("cpu", "cuda"):
+            self.native(outputs, *args)  # type: ignore[misc]
+        else:
+            self._triton_module().run(outputs, *args)
+        return outputs[0] if self.single else outputs
+
+    # Choosing a backend
+
+    def _choose(self, args: tuple[Any, ...]) -> str:
+        forced = _forced.get()
+        kind = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        if forced is not None and forced != _EXPLAIN:
+            reason = self.refusal(forced, args)
+            if reason:
+                raise BackendError(f"{self.name}: backend {forced!r} can't serve this call: {reason}")
+            return forced
+        preferred = ("cpu",) if kind == "cpu" else ("cuda", "triton")
+        refusals: dict[str, str] = {}
+        chosen = "reference"
+        for name in preferred:
+            reason = self.refusal(name, args)
+            if reason is None:
+                chosen = name
+                break
+            refusals[name] = reason
+        if forced == _EXPLAIN:
+            for name in BACKENDS:
+                if name != chosen and name not in refusals and name != "reference":
+                    refusals[name] = self.refusal(name, args) or f"{chosen} comes first on {kind}"
+            raise _Explained(Explanation(self.name, chosen, refusals, args))
+        if chosen == "reference":
+            self._warn(refusals)
+        return chosen
+
+    def refusal(self, name: str, args: tuple[Any, ...]) -> str | None:
+        """Why backend `name` cannot serve these arguments; None if it can."""
+        if name == "reference":
+            return None
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        kind = tensors[0].device.type if tensors else "cpu"
+        if name in ("cpu", "cuda"):
+            if kind != name:
+                return f"the tensors are on {kind}"
+            if self.native is None or (name == "cuda" and not self.cuda):
+                return f"{self.name} has no {name} kernel"
+            if native.C is None:
+                return native.missing
+            if name == "cuda" and native.C.cuda_missing():
+                return native.C.cuda_missing()
+            for a in tensors:
+                if a.dtype.is_floating_point and a.dtype not in NATIVE_DTYPES:
+                    return f"{a.dtype} (its kernels are for float32 and bfloat16)"
+            return self.refuses(*args) if self.refuses else None
+        if name == "triton" and _interpreting:
+            return "TRITON_INTERPRET=1 is set: the backend is triton-interpreted"
+        if name == "triton-interpreted" and not _interpreting:
+            return "TRITON_INTERPRET=1 was not set when the process started"
+        if name == "triton" and kind != "cuda":
+            return f"the tensors are on {kind}"
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if find_spec(f"hexad_kernels.triton.{self.name}") is None:
+            return f"{self.name} has no Triton kernel"
+        return self._triton_module().refuses(*args)
+
+    def _triton_module(self) -> Any:
+        if self._triton is None:
+            self._triton = import_module(f"hexad_kernels.triton.{self.name}")
+        return self._triton
+
+    def _warn(self, refusals: dict[str, str]) -> None:
+        text = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(f"hexad {self.name}: the plain torch reference serves this call ({text})", stacklevel=4)
+
+    # The torch.library lane
+
+    def _register(self, schema: str) -> None:
+        qualified = f"hexad::{self.name}"
+        _library.define(f"{self.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(self.name, self._dispatched, "CompositeExplicitAutograd")
+        torch.library.register_fake(qualified, self._fake, lib=_library)
+        self.torch_op = getattr(torch.ops.hexad, self.name).default
+        if self.gradients:
+            arguments = schema.rsplit("->", 1)[0].strip()[1:-1]
+            _library.define(
+                f"{self.name}_backward(Tensor?[] grads, bool[] needed, {arguments}) -> Tensor[]",
+                tags=(torch.Tag.pt2_compliant_tag,),
+            )
+            _library.impl(f"{self.name}_backward", self._backward, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"{qualified}_backward", self._fake_backward, lib=_library)
+            backward_op = getattr(torch.ops.hexad, f"{self.name}_backward").default
+            tensor_at = self.gradients
+
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                where = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
+                ctx.save_for_backward(*(inputs[i] for i in where))
+                ctx.where = where
+                ctx.rest = [None if isinstance(a, Tensor) else a for a in inputs]
+
+            def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+                args = list(ctx.rest)
+                for i, saved in zip(ctx.where, ctx.saved_tensors):
+                    args[i] = saved
+                needed = [i in tensor_at and ctx.needs_input_grad[i] for i in range(len(args))]
+                found = iter(backward_op(list(grads), needed, *args))
+                return tuple(next(found) if need else None for need in needed)
+
+            torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+
+    def _dispatched(self, *args: Any) -> Any:
+        return self.run(*args)
+
+    def _fake(self, *args: Any) -> Any:
+        outputs = self.contract(*args)
+        return outputs[0] if self.single else outputs
+
+    def _backward(self, grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:
+        with torch.enable_grad():
+            leaves = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needed)]
+            outputs = self.reference(*leaves)
+            outputs = (outputs,) if self.single else outputs
+            pairs = [(o, g) for o, g in zip(outputs, grads) if g is not None and o.requires_grad]
+            wanted = [a for a, need in zip(leaves, needed) if need]
+            if not pairs:
+                return [torch.zeros_like(a) for a in wanted]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs],
+                wanted,
+                [g for _, g in pairs],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        return [g.contiguous() for g in found]
+
+    @staticmethod
+    def _fake_backward(grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:
+        return [torch.empty_like(a, memory_format=torch.contiguous_format) for a, n in zip(args, needed) if n]
+
+
+def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
+    """Which backend serves `name(*args, **kwargs)`, and why the others refuse. Nothing is computed."""
+    if name not in OPS:
+        raise ValueError(f"name: got {name!r}, wants one of {', '.join(sorted(OPS))}")
+    public = getattr(import_module("hexad_kernels"), name)
+    token = _forced.set(_EXPLAIN)
+    try:
+        public(*args, **kwargs)
+    except _Explained as answer:
+        return answer.explanation
+    finally:
+        _forced.reset(token)
+    raise AssertionError(f"{name} returned without choosing a backend")

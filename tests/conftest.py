@@ -1,0 +1,23 @@
+import os
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend", default="cpu", help="the backend that the op tests run: cpu, cuda, triton-interpreted"
+    )
+
+
+@pytest.fixture(scope="session")
+def backend_name(request):
+    return request.config.getoption("--backend")
+
+
+def pytest_collection_modifyitems(config, items):
+    """A process that interprets Triton runs only the tests made for it."""
+    if config.getoption("--backend") == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    keep = [item for item in items if "backend_name" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+    items[:] = keep
