@@ -7,8 +7,9 @@ positions, and ``hexad_kernels.decode`` reads them to the same result.
 import copy
 
 import torch
-from hexad_kernels import append_kv, decode
 from torch import Tensor
+
+from hexad_kernels import append_kv, decode
 
 
 class KVCache:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from hexad_kernels import attention, linear, norm, rope
 from torch import Tensor, nn
+
+from hexad_kernels import attention, linear, norm, rope
 
 from ..cache import KVCache
 from ..checkpoint import rename
+from ..layers import Linear
 from ..tokens import BYTES, Vocabulary
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -78,20 +80,20 @@ class Block(nn.Module):
         width = config.width
         self.layer, self.heads, self.rate, self.eps = layer, config.heads, config.dropout, config.eps
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
+        self.up, self.down = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """x (B,S,width) -> (B,S,width); q, k, v are (B,heads,S,width/heads)."""
         batch, length, width = x.shape
         h = norm(x, self.norm1.weight, self.norm1.bias, eps=self.eps)
-        qkv = linear(h, self.qkv.weight, self.qkv.bias).view(batch, length, 3, self.heads, -1)
+        qkv = self.qkv(h).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         h = attend(self.layer, q, k, v).transpose(1, 2).reshape(batch, length, width)
-        x = linear(drop(h, self.rate, self.training), self.project.weight, self.project.bias, residual=x)
+        x = self.project(drop(h, self.rate, self.training), residual=x)
         h = norm(x, self.norm2.weight, self.norm2.bias, eps=self.eps)
-        h = linear(h, self.up.weight, self.up.bias, activation="gelu_tanh")
-        return linear(drop(h, self.rate, self.training), self.down.weight, self.down.bias, residual=x)
+        h = self.up(h, activation="gelu_tanh")
+        return self.down(drop(h, self.rate, self.training), residual=x)
 
 
 class GPT(nn.Module):

@@ -1,14 +1,15 @@
 """Autoregressive decoding: one token after another, each drawn from the model's distribution given those before.
 
-    logits = prefill(prompts)
-    repeat: token ~ sample(logits);  logits = decode(token)
+logits = prefill(prompts)
+repeat: token ~ sample(logits);  logits = decode(token)
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
-from hexad_kernels import sample
 from torch import Tensor
+
+from hexad_kernels import sample
 
 from ..cache import KVCache
 from ..errors import InputError
