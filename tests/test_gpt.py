@@ -27,7 +27,7 @@ def small(config: Config = SMALL, seed: int = 0) -> GPT:
     model = GPT(config)
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(4).add_(torch.randn_like(p), alpha=0.05)
+            p.mul_(2).add_(torch.randn_like(p), alpha=0.05)
     return model.eval().requires_grad_(False)
 
 

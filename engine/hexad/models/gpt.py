@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hexad_kernels import attention, linear, norm, rope
@@ -22,6 +21,7 @@ from ..cache import KVCache
 from ..checkpoint import rename
 from ..layers import Linear
 from ..tokens import BYTES, Vocabulary
+from .transformer import check_heads, drop, initialise, rotary_tables
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -32,11 +32,11 @@ class Config:
 
     vocab: int = 1024
     context: int = 256
-    width: int = 160
+    width: int = 128
     layers: int = 4
     heads: int = 4
     rotary: bool = True
-    dropout: float = 0.1
+    dropout: float = 0.15
     eps: float = 1e-5
 
 
@@ -60,16 +60,6 @@ def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = rename(tensors, KEYS)
     matrix = re.compile(r"blocks\.\d+\.(qkv|project|up|down)\.weight")
     return {name: t.t().contiguous() if matrix.fullmatch(name) else t for name, t in ours.items()}
-
-
-def drop(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Dropout with one mask per sequence, shared by its positions (Gal & Ghahramani 2016, arXiv:1512.05287).
-
-    On small text it regularises as well as a mask per element, and costs far fewer random numbers.
-    """
-    if not training or not rate:
-        return x
-    return x * F.dropout(x.new_ones(x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]), rate)
 
 
 class Block(nn.Module):
@@ -105,25 +95,17 @@ class GPT(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.width % config.heads or (config.rotary and config.width // config.heads % 2):
-            raise ValueError(f"heads: {config.heads} do not cut width {config.width} into (even) head sizes")
+        check_heads(config.width, config.heads, config.rotary)
         self.config = config
         self.embedding = nn.Embedding(config.vocab, config.width)
         self.position = None if config.rotary else nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.register_buffer("merges", torch.zeros(max(0, config.vocab - BYTES), 2, dtype=torch.int32))
-        half = config.width // config.heads // 2
-        frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = torch.arange(config.context, dtype=torch.float64)[:, None] * frequency
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                ends_block = name.endswith(("project.weight", "down.weight"))
-                nn.init.normal_(p, std=0.02 / (2 * config.layers) ** 0.5 if ends_block else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
+        cos, sin = rotary_tables(config.context, config.width // config.heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        initialise(self, config.width, ends=("project.weight", "down.weight"), shrink=(2 * config.layers) ** -0.5)
 
     @property
     def vocabulary(self) -> Vocabulary:

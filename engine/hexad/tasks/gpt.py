@@ -18,7 +18,7 @@ from ..training.likelihood import categorical_bits, maximum_likelihood, minibatc
 from ..training.loop import GradientTrainer, Recipe
 
 CONFIG = Config()
-RECIPE = Recipe(steps=3000, batch=4, lr=3e-3, weight_decay=0.1, ema=0.99)
+RECIPE = Recipe(steps=1500, batch=4, lr=4e-3, weight_decay=0.1, ema=0.99)
 OPTIONS = frozenset({"prompt", "length", "temperature", "top_k", "top_p"})
 PROMPT = 'The "while" statement is used for'
 
@@ -36,7 +36,7 @@ def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
     windows = tokens.unfold(0, model.config.context + 1, 1)
 
     def bits(batch: Tensor) -> Tensor:
-        return categorical_bits(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:])
+        return categorical_bits(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
     return maximum_likelihood(model, recipe, lambda generator: minibatch(windows, recipe.batch, generator), bits)
 
