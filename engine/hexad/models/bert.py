@@ -27,10 +27,10 @@ class Config:
     vocab: int = 2049
     context: int = 128
     width: int = 128
-    layers: int = 4
     heads: int = 4
     segments: int = 1
     rotary: bool = True
+    windows: tuple[int, ...] = (3, 9, 0, 0)
     dropout: float = 0.1
     eps: float = 1e-12
 
@@ -67,9 +67,10 @@ def normalise(text: str) -> str:
 class Block(nn.Module):
     """Post-norm attention and feed-forward."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, window: int) -> None:
         super().__init__()
         width = config.width
+        self.window = window or None
         self.heads, self.rate, self.eps = config.heads, config.dropout, config.eps
         self.query, self.key, self.value = Linear(width, width), Linear(width, width), Linear(width, width)
         self.project = Linear(width, width)
@@ -82,7 +83,7 @@ class Block(nn.Module):
         def heads(y: Tensor) -> Tensor:
             return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
 
-        h = attention(turn(heads(self.query(x))), turn(heads(self.key(x))), heads(self.value(x)), mask=mask)
+        h = attention(turn(heads(self.query(x))), turn(heads(self.key(x))), heads(self.value(x)), mask=mask, window=self.window)
         h = h.transpose(1, 2).reshape(x.shape)
         h = self.project(drop(h, self.rate, self.training), residual=x)
         x = norm(h, self.norm1.weight, self.norm1.bias, eps=self.eps)
@@ -105,7 +106,7 @@ class BERT(nn.Module):
         self.position = None if config.rotary else nn.Embedding(config.context, width)
         self.segment = nn.Embedding(config.segments, width)
         self.norm, self.transform_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.transform = Linear(width, width)
         self.bias = nn.Parameter(torch.zeros(config.vocab))
         self.register_buffer("merges", torch.zeros(max(0, config.vocab - 1 - BYTES), 2, dtype=torch.int32))

@@ -12,6 +12,7 @@ from ..evaluation import Gate
 from ..models.bert import BERT, Config, normalise
 from ..sampling.infill import mask_predict, read_blanks
 from ..tokens import learn_merges
+from ..training.likelihood import minibatch
 from ..training.loop import GradientTrainer, Recipe
 from ..training.masked import hide, masked_language
 
@@ -27,21 +28,20 @@ def build() -> BERT:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
-    """Masked modelling of pieces of the training text, from ``SHORTEST`` tokens to the context's length.
+    """Masked modelling of pieces of the training text; the vocabulary is learned from that text first.
 
-    Pieces of all lengths, as users ask about single sentences. The vocabulary is learned first.
+    A batch holds ``recipe.batch`` contexts' worth of tokens in pieces of one length, drawn log-uniformly from
+    ``SHORTEST`` up: users ask about single sentences, and in a short piece a blank soon finds its neighbours.
     """
     assert isinstance(model, BERT)
     text, context = normalise(data.topics().train), model.config.context
     model.merges.copy_(learn_merges(text, model.mask_token))
     tokens = torch.tensor(model.vocabulary.encode(text))
-    windows = tokens.unfold(0, context, 1)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        start = torch.randint(len(windows), (recipe.batch,), generator=generator)
-        # Half of them whole; the batch is as long as its longest.
-        lengths = torch.randint(SHORTEST, 2 * context, (recipe.batch,), generator=generator).clamp(max=context)
-        return windows[start, : int(lengths.max())], lengths
+        length = round(SHORTEST * (context / SHORTEST) ** float(torch.rand((), generator=generator)))
+        batch = minibatch(tokens.unfold(0, length, 1), recipe.batch * context // length, generator)
+        return batch, torch.full((len(batch),), length)
 
     return masked_language(model, recipe, model.mask_token, draw)
 
