@@ -24,7 +24,9 @@ test: build
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
 
 bench: build
-	$(BIN)/python -m bench
+	mkdir -p out/bench
+	$(BIN)/python -m pytest bench/bench_ops.py --timeout=0 --benchmark-json=out/bench/bench.json
+	$(BIN)/python -m bench.report out/bench/bench.json
 
 lint: build
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -41,17 +41,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[
-        "hexad",
-        "hexad.models",
-        "hexad.sampling",
-        "hexad.tasks",
-        "hexad.training",
-        "hexad.integrations",
-        "hexad.checkpoints",
-        "hexad_kernels",
-        "hexad_kernels.triton",
-    ],
+    packages=find_packages("engine") + find_packages("kernels"),
     package_dir={"hexad": "engine/hexad", "hexad_kernels": "kernels/hexad_kernels"},
     package_data={"hexad": ["checkpoints/*", "py.typed"], "hexad_kernels": ["py.typed"]},
     ext_modules=[Extension("hexad_kernels._C", [])],

@@ -82,6 +82,17 @@ void require_rows(const hexad_tensor& t, const char* name) {
                 (long long)stride(t, last));
 }
 
+void require_packed(const hexad_tensor& t, const char* name, int from) {
+  if (numel(t) == 0) return;
+  int64_t packed = 1;
+  for (int i = t.ndim - 1; i >= from; --i) {
+    HEXAD_REQUIRE(t.shape[i] <= 1 || stride(t, i) == packed,
+                  "%s: dimension %d has stride %lld, wants %lld", name, i, (long long)stride(t, i),
+                  (long long)packed);
+    packed *= t.shape[i];
+  }
+}
+
 void require_device(const hexad_tensor& t, const char* name, const hexad_tensor& like) {
   HEXAD_REQUIRE(t.device_type == like.device_type && t.device_id == like.device_id,
                 "%s: is on device (%d, %d), the first tensor on (%d, %d)", name, t.device_type,

@@ -62,6 +62,7 @@ void require_rank(const hexad_tensor* t, const char* name, int rank);
 void require_dtype(const hexad_tensor& t, const char* name, DType want);
 void require_size(const hexad_tensor& t, const char* name, int dim, int64_t want);
 void require_rows(const hexad_tensor& t, const char* name);  // last dimension has stride 1
+void require_packed(const hexad_tensor& t, const char* name, int from);  // dimensions >= from
 void require_device(const hexad_tensor& t, const char* name, const hexad_tensor& like);
 bool on_cuda(const hexad_tensor& t);
 

@@ -9,71 +9,60 @@ using namespace hexad;
 extern "C" hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor* shift,
                                        const hexad_tensor* log_scale, hexad_tensor* y,
                                        hexad_tensor* log_det, int32_t inverse, int32_t split,
-                                       int32_t flip, int64_t active_begin, int64_t height,
-                                       int64_t width, int32_t scale_map, float clamp,
+                                       int32_t flip, int32_t scale_map, float clamp,
                                        hexad_stream stream) {
   return guarded([&] {
-    require_rank(x, "x", 2);
-    require_rank(shift, "shift", 2);
-    require_rank(y, "y", 2);
-    require_rank(log_det, "log_det", 1);
+    HEXAD_REQUIRE(x && x->ndim >= 2, "x: wants (batch, channels, ...)");
+    HEXAD_REQUIRE(split == 0 || split == 1, "split: is %d, wants 0 or 1", split);
+    HEXAD_REQUIRE(scale_map >= 0 && scale_map <= 2, "scale_map: is %d, wants 0, 1 or 2", scale_map);
     const DType dtype = dtype_of(*x);
     HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
                   "x: is %s, wants float32 or bfloat16", name_of(dtype));
-    const int64_t batch = x->shape[0], row = x->shape[1], active = shift->shape[1];
-    require_size(*y, "y", 0, batch);
-    require_size(*y, "y", 1, row);
+    const int64_t batch = x->shape[0], channels = x->shape[1];
+    const int64_t active = split ? channels : flip ? channels - channels / 2 : channels / 2;
+    int64_t spatial = 1;
+    for (int i = 2; i < x->ndim; ++i) spatial *= x->shape[i];
+
+    const auto operand = [&](const hexad_tensor* t, const char* name, int64_t want) {
+      require_rank(t, name, x->ndim);
+      require_dtype(*t, name, dtype);
+      require_device(*t, name, *x);
+      require_size(*t, name, 1, want);
+      for (int i = 0; i < x->ndim; i += i == 0 ? 2 : 1) require_size(*t, name, i, x->shape[i]);
+      require_packed(*t, name, 1);
+      return stride(*t, 0);
+    };
+    CouplingArgs args{};
+    args.x_stride = operand(x, "x", channels);
+    args.y_stride = operand(y, "y", channels);
+    args.shift_stride = operand(shift, "shift", active);
+    if (log_scale) args.scale_stride = operand(log_scale, "log_scale", active);
+    require_rank(log_det, "log_det", 1);
     require_size(*log_det, "log_det", 0, batch);
     require_dtype(*log_det, "log_det", DType::f32);
-    const hexad_tensor* tensors[] = {x, shift, y, log_scale};
-    const char* names[] = {"x", "shift", "y", "log_scale"};
-    for (int i = 0; i < 4; ++i) {
-      if (!tensors[i]) continue;
-      require_dtype(*tensors[i], names[i], dtype);
-      require_rows(*tensors[i], names[i]);
-      require_size(*tensors[i], names[i], 0, batch);
-      require_device(*tensors[i], names[i], *x);
-    }
     require_device(*log_det, "log_det", *x);
-    require_rows(*log_det, "log_det");
-    HEXAD_REQUIRE(split == 0 || split == 1, "split: is %d, wants 0 or 1", split);
-    HEXAD_REQUIRE(scale_map >= 0 && scale_map <= 2, "scale_map: is %d, wants 0, 1 or 2", scale_map);
-    if (log_scale) {
-      require_rank(log_scale, "log_scale", 2);
-      require_size(*log_scale, "log_scale", 1, active);
-    }
-    if (split == 0) {
-      HEXAD_REQUIRE(active_begin >= 0 && active_begin + active <= row,
-                    "shift: %lld columns from %lld do not fit a row of %lld", (long long)active,
-                    (long long)active_begin, (long long)row);
-    } else {
-      HEXAD_REQUIRE(active == row, "shift: has %lld columns, wants x's %lld", (long long)active,
-                    (long long)row);
-      HEXAD_REQUIRE(height > 0 && width > 0 && row % (height * width) == 0,
-                    "height, width: %lld x %lld do not tile a row of %lld", (long long)height,
-                    (long long)width, (long long)row);
-    }
-    const CouplingArgs args{data<void>(*x),
-                            data<void>(*shift),
-                            log_scale ? data<void>(*log_scale) : nullptr,
-                            data<void>(*y),
-                            data<float>(*log_det),
-                            dtype == DType::bf16,
-                            batch,
-                            row,
-                            stride(*x, 0),
-                            stride(*y, 0),
-                            stride(*shift, 0),
-                            log_scale ? stride(*log_scale, 0) : 0,
-                            active_begin,
-                            active,
-                            split == 1,
-                            flip != 0,
-                            height,
-                            width,
-                            inverse != 0,
-                            scale_map,
-                            clamp};
+    require_packed(*log_det, "log_det", 0);
+
+    args.x = data<void>(*x);
+    args.shift = data<void>(*shift);
+    args.log_scale = log_scale ? data<void>(*log_scale) : nullptr;
+    args.y = data<void>(*y);
+    args.log_det = data<float>(*log_det);
+    args.bf16 = dtype == DType::bf16;
+    args.batch = batch;
+    args.row = channels * spatial;
+    args.active_begin = split || flip ? 0 : (channels - channels / 2) * spatial;
+    args.active = active * spatial;
+    args.checkerboard = split == 1;
+    args.height = x->ndim == 4 ? x->shape[2] : 1;
+    args.width = x->ndim == 4 ? x->shape[3] : args.row;
+    args.flip = flip != 0;
+    args.inverse = inverse != 0;
+    args.scale_map = scale_map;
+    args.clamp = clamp;
+    HEXAD_REQUIRE(!args.checkerboard || x->ndim == 2 || x->ndim == 4,
+                  "x: has %d dimensions, wants 2 or 4 for a checkerboard split", x->ndim);
+    if (args.batch == 0 || args.row == 0) return;
     if (on_cuda(*x)) return cuda::coupling(args, stream);
     cpu().coupling(args);
   });

@@ -92,5 +92,30 @@ HEXAD_INLINE vf log_sigmoid(vf x) {
   return min(zero(), x) - log1p_unit(exp(-abs(x)));
 }
 
+// The normal distribution function, (1 + erf(x / sqrt 2)) / 2, with relative accuracy in its lower
+// tail: Phi(-t) = e^(-t^2/2) P(u) / (t + 4), u = (t - 4) / (t + 4). P is a Chebyshev fit in float64
+// on 0 <= t <= 14.3, reweighted towards the least relative error (8e-9).
+HEXAD_INLINE vf normal_cdf(vf x) {
+  const vf t = min(set1(15.f), abs(x));
+  const vf inverse = set1(1.f) / (t + set1(4.f));
+  const vf u = (t - set1(4.f)) * inverse;
+  vf p = set1(-1.310222729e-4f);
+  p = fma(p, u, set1(1.813898675e-4f));
+  p = fma(p, u, set1(1.570642204e-3f));
+  p = fma(p, u, set1(-3.513516003e-3f));
+  p = fma(p, u, set1(-7.525829667e-3f));
+  p = fma(p, u, set1(6.040396014e-2f));
+  p = fma(p, u, set1(-1.865233499e-1f));
+  p = fma(p, u, set1(3.871368961e-1f));
+  p = fma(p, u, set1(-6.078965918e-1f));
+  p = fma(p, u, set1(7.552851354e-1f));
+  // The rounding of t^2 matters in the tail: its low half comes back to first order.
+  const vf square = t * t;
+  const vf low = fma(t, t, -square);
+  const vf e = exp(square * set1(-0.5f));
+  const vf tail = fma(e * low, set1(-0.5f), e) * (p * inverse);
+  return select(less(x, zero()), tail, set1(1.f) - tail);
+}
+
 }  // namespace
 }  // namespace hexad

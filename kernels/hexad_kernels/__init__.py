@@ -1,17 +1,38 @@
 """Kernels of generative models as plain functions on tensors, each with a plain torch reference beside it."""
 
+from hexad_kernels.attention import attention
 from hexad_kernels.coupling import coupling
+from hexad_kernels.linear import linear
+from hexad_kernels.maskedconv import maskedconv
+from hexad_kernels.invconv import invconv
+from hexad_kernels.decode import decode
 from hexad_kernels.native import cmake_prefix, machine
+from hexad_kernels.norm import norm
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+from hexad_kernels.vq import vq
+from hexad_kernels.randn import randn
+from hexad_kernels.sample import sample
+from hexad_kernels.step import step
 
 __all__ = [
     "BACKENDS",
     "OPS",
     "BackendError",
     "Explanation",
+    "attention",
     "backend",
     "cmake_prefix",
     "coupling",
+    "decode",
     "explain",
+    "linear",
     "machine",
+    "maskedconv",
+    "norm",
+    "vq",
+    "invconv",
+    "machine",
+    "randn",
+    "sample",
+    "step",
 ]

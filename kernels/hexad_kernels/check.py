@@ -40,6 +40,18 @@ def like(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: boo
         raise TypeError(f"{name}: got {names([value.dtype])}, wants {other_name}'s {names([other.dtype])}")
 
 
+def operand(value: Tensor, name: str, other: Tensor, other_name: str, want: tuple[int, ...], meaning: str = "") -> None:
+    """`value` is a floating tensor of shape `want` in `other`'s dtype, on its device. Cheap when it is."""
+    try:
+        if value.shape == want and value.dtype == other.dtype and value.device == other.device:
+            return
+    except AttributeError:
+        pass
+    tensor(value, name)
+    shape(value, name, want, meaning)
+    like(value, name, other, other_name)
+
+
 def choice(value: object, name: str, options: Mapping[str, int]) -> int:
     """The number of a named option."""
     try:
@@ -49,10 +61,23 @@ def choice(value: object, name: str, options: Mapping[str, int]) -> int:
         raise ValueError(f"{name}: got {value!r}, wants one of {wanted}") from None
 
 
-def rows(value: Tensor) -> Tensor:
-    """`value` flattened to (batch, rest) with unit stride inside a row: a view where it can be, a copy where not."""
-    flat = value.reshape(value.shape[0], -1) if value.shape[0] else value.reshape(0, value[:0].numel())
-    return flat if flat.shape[1] <= 1 or flat.stride(1) == 1 else flat.contiguous()
+def packed_rows(value: Tensor) -> Tensor:
+    """`value` itself if each value[i] is contiguous (views over the first dimension are), else a contiguous copy."""
+    if value.is_contiguous():
+        return value
+    return value if value.shape[0] and value[0].is_contiguous() else value.contiguous()
+
+
+def matrix(value: Tensor) -> Tensor:
+    """`value` contiguous, or a matrix with unit stride inside a row: itself where it can be, a copy where not."""
+    if value.is_contiguous() or (value.ndim == 2 and value.stride(1) == 1):
+        return value
+    return value.contiguous()
+
+
+def unit_stride(value: Tensor) -> Tensor:
+    """`value` with stride 1 in its last dimension: itself where it can be, a copy where not."""
+    return value if value.stride(-1) == 1 or value.shape[-1] <= 1 else value.contiguous()
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

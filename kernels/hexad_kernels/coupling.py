@@ -17,6 +17,8 @@ Dhariwal 2018 (Glow, 1807.03039).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,23 +54,21 @@ def contract(
     clamp: float,
 ) -> tuple[Tensor, Tensor]:
     check.tensor(x, "x")
-    if x.ndim < 2:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, channels, *spatial) or (batch, features)")
-    if split == 1 and x.ndim not in (2, 4):
-        raise ValueError(f"x: got {x.ndim} dimensions, wants 2 or 4 for a checkerboard split")
+    size = x.shape
+    if len(size) < 2:
+        raise ValueError(f"x: got shape {tuple(size)}, wants (batch, channels, *spatial) or (batch, features)")
     if split == 0:
-        want = (x.shape[0], active_channels(x.shape[1], flip)[1], *x.shape[2:])
+        want, meaning = (size[0], active_channels(size[1], flip)[1], *size[2:]), "the active half of x"
     else:
-        want = tuple(x.shape)
-    for value, name in ((shift, "shift"), (log_scale, "log_scale")):
-        if value is not None:
-            check.tensor(value, name)
-            check.like(value, name, x, "x")
-            check.shape(value, name, want, "the active half of x" if split == 0 else "x's shape")
+        want, meaning = size, "x's shape"
+        if len(size) not in (2, 4):
+            raise ValueError(f"x: got {len(size)} dimensions, wants 2 or 4 for a checkerboard split")
+    check.operand(shift, "shift", x, "x", want, meaning)
+    if log_scale is not None:
+        check.operand(log_scale, "log_scale", x, "x", want, meaning)
     if scale_map == 1 and not clamp > 0:
         raise ValueError(f"clamp: got {clamp}, wants a positive number")
-    log_det = torch.empty(x.shape[0], dtype=check.statistics_dtype(x.dtype), device=x.device)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), log_det
+    return x.new_empty(size), x.new_empty(size[0], dtype=check.statistics_dtype(x.dtype))
 
 
 def reference(
@@ -103,17 +103,12 @@ def reference(
     return y.to(x.dtype), -log_det if inverse else log_det
 
 
-def _native(
-    outputs: tuple[Tensor, Tensor],
-    x: Tensor, shift: Tensor, log_scale: Tensor | None, inverse: bool, split: int, flip: bool, scale_map: int, clamp: float,
-) -> None:  # fmt: skip
-    y, log_det = outputs
-    height, width = (x.shape[2], x.shape[3]) if x.ndim == 4 else (1, x[0].numel() if x.shape[0] else 1)
-    first = active_channels(x.shape[1], flip)[0] * x[:1, 0].numel() if split == 0 else 0
+def _native(outputs: tuple[Tensor, Tensor], x: Tensor, shift: Tensor, log_scale: Tensor | None, *options: Any) -> None:
+    inverse, split, flip, scale_map, clamp = options
+    scale = None if log_scale is None else check.packed_rows(log_scale)
     native.C.coupling(
-        check.rows(x), check.rows(shift), None if log_scale is None else check.rows(log_scale),
-        check.rows(y), log_det, inverse, split, flip, first, height, width, scale_map, clamp,
-    )  # fmt: skip
+        check.packed_rows(x), check.packed_rows(shift), scale, *outputs, inverse, split, flip, scale_map, clamp
+    )
 
 
 _op = Op(

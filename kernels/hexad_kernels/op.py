@@ -26,16 +26,26 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from hexad_kernels import native
+from hexad_kernels import native as native_module
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_NATIVE_OR_INTEGER = frozenset((*NATIVE_DTYPES, torch.int32, torch.int64, torch.bool))
 OPS: dict[str, Op] = {}
 
 _library = torch.library.Library("hexad", "DEF")
 _functorch_active = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among flat arguments, also those in lists."""
+    for a in args:
+        if isinstance(a, Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from (b for b in a if isinstance(b, Tensor))
 
 
 class BackendError(RuntimeError):
@@ -117,7 +127,10 @@ class Op:
         self.cuda = cuda
         self.gradients = tuple(gradients)
         self.refuses = refuses
-        self.single = schema.rsplit("->", 1)[1].strip() == "Tensor"
+        parsed = torch._C.parse_schema(f"{name}{schema}")
+        self.single = len(parsed.returns) == 1
+        self._tensors_at = [i for i, a in enumerate(parsed.arguments) if "Tensor" in str(a.type)]
+        self._native_here = native is not None and native_module.C is not None
         self._triton: Any = None
         self._warned: set[str] = set()
         self._register(schema)
@@ -129,6 +142,11 @@ class Op:
         if torch.compiler.is_compiling():
             return self.torch_op(*args)
         forced = _forced.get()
+        if forced is None and self._on_cpu(args):
+            outputs = self.contract(*args)
+            if self.refuses is None or self.refuses(*args) is None:
+                self.native(outputs, *args)  # type: ignore[misc]
+                return outputs[0] if self.single else outputs
         if forced == _EXPLAIN or self._eager(args):
             return self.run(*args)
         if forced == "reference":
@@ -137,17 +155,30 @@ class Op:
             return self.reference(*args)
         return self.torch_op(*args)
 
+    def _on_cpu(self, args: tuple[Any, ...]) -> bool:
+        """The common case, decided in under a microsecond: plain CPU tensors that the native kernel takes."""
+        if not self._native_here or _dispatch_modes() or _functorch_active() is not None:
+            return False
+        grad = torch.is_grad_enabled()
+        for i in self._tensors_at:
+            a = args[i]
+            if a is None:
+                continue
+            kind = type(a)
+            if kind is not Tensor and kind is not Parameter:
+                return False
+            if not a.is_cpu or (grad and a.requires_grad) or a.dtype not in _NATIVE_OR_INTEGER:
+                return False
+        return True
+
     @staticmethod
     def _eager(args: tuple[Any, ...]) -> bool:
         if _dispatch_modes() or _functorch_active() is not None:
             return False
         grad = torch.is_grad_enabled()
-        for a in args:
+        for a in _tensors(args):
             kind = type(a)
-            if kind is Tensor or kind is Parameter:
-                if grad and a.requires_grad:
-                    return False
-            elif isinstance(a, Tensor):
+            if (kind is not Tensor and kind is not Parameter) or (grad and a.requires_grad):
                 return False
         return True
 
@@ -167,7 +198,7 @@ class Op:
 
     def _choose(self, args: tuple[Any, ...]) -> str:
         forced = _forced.get()
-        kind = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        kind = next((a.device.type for a in _tensors(args)), "cpu")
         if forced is not None and forced != _EXPLAIN:
             reason = self.refusal(forced, args)
             if reason:
@@ -195,17 +226,17 @@ class Op:
         """Why backend `name` cannot serve these arguments; None if it can."""
         if name == "reference":
             return None
-        tensors = [a for a in args if isinstance(a, Tensor)]
+        tensors = list(_tensors(args))
         kind = tensors[0].device.type if tensors else "cpu"
         if name in ("cpu", "cuda"):
             if kind != name:
                 return f"the tensors are on {kind}"
             if self.native is None or (name == "cuda" and not self.cuda):
                 return f"{self.name} has no {name} kernel"
-            if native.C is None:
-                return native.missing
-            if name == "cuda" and native.C.cuda_missing():
-                return native.C.cuda_missing()
+            if native_module.C is None:
+                return native_module.missing
+            if name == "cuda" and native_module.C.cuda_missing():
+                return native_module.C.cuda_missing()
             for a in tensors:
                 if a.dtype.is_floating_point and a.dtype not in NATIVE_DTYPES:
                     return f"{a.dtype} (its kernels are for float32 and bfloat16)"

@@ -72,20 +72,166 @@ HEXAD_API const char* hexad_openmp_path(void);
 /* "" if CUDA kernels are in this build, else why not. */
 HEXAD_API const char* hexad_cuda_missing(void);
 
+/* append_kv: writes k and v into a cache, the only outputs, in place.
+ *   k (B, Hkv, S, D), v (B, Hkv, S, Dv); k_cache (P, Hkv, page, D), v_cache (P, Hkv, page, Dv).
+ *   Row s of sequence b goes to position lengths[b] + s: slot position % page of page
+ *   block_table[b][position / page], or of page b where block_table is NULL.
+ *   lengths (B) and block_table (B, max_pages) int32; on the CPU they are checked before anything
+ * is written. cos, sin (max_pos, D / 2) float32, both or neither: k is rotated as in rope. */
+HEXAD_API hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tensor* v,
+                                       hexad_tensor* k_cache, hexad_tensor* v_cache,
+                                       const hexad_tensor* lengths, const hexad_tensor* block_table,
+                                       const hexad_tensor* cos, const hexad_tensor* sin,
+                                       int32_t interleaved, hexad_stream stream);
+
+/* attention: out_i = sum_j softmax_j(s_ij) v_j, s_ij = scale <q_i, k_j> (+ mask); lse_i = ln sum_j
+ * exp(s_ij). q (B, Hq, Sq, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), out (B, Hq, Sq, Dv), any
+ *   strides but 1 in the last dimension; lse (B, Hq, Sq) float32. Hkv divides Hq.
+ *   causal 0: no; 1: row i sits at i + Skv - Sq; 2: at i, and sees no later key.
+ *   left, right: keys from position - left to position + right; -1: no limit.
+ *   mask (B or 1, Hq or 1, Sq or 1, Skv or 1): bool (nonzero = attend), float32 or bfloat16
+ * (added). softcap c > 0: s <- c tanh(s / c) before masks; 0: off. A row that sees nothing: out 0,
+ * lse -inf.
+ */
+HEXAD_API hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor* k,
+                                       const hexad_tensor* v, const hexad_tensor* mask,
+                                       hexad_tensor* out, hexad_tensor* lse, int32_t causal,
+                                       int64_t left, int64_t right, float softcap, float scale,
+                                       hexad_stream stream);
+
+/* attention_varlen: attention within each of N packed sequences.
+ *   q, out (Tq, Hq, D or Dv), k, v (Tk, Hkv, D or Dv), lse (Hq, Tq) float32; cu_seqlens_q,
+ *   cu_seqlens_k (N + 1) int32: sequence n has rows cu[n] to cu[n + 1]. The rest as in attention.
+ */
+HEXAD_API hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexad_tensor* k,
+                                              const hexad_tensor* v,
+                                              const hexad_tensor* cu_seqlens_q,
+                                              const hexad_tensor* cu_seqlens_k, hexad_tensor* out,
+                                              hexad_tensor* lse, int32_t causal, int64_t left,
+                                              int64_t right, float softcap, float scale,
+                                              hexad_stream stream);
+
 /* coupling: y_active = x_active * exp(s) + shift, or its inverse; y_passive = x_passive.
- *   x, y (B, N) row-contiguous, N = channels * spatial; log_det (B) fp32 = +-sum of s over the row.
- *   shift, log_scale (B, Na) for split 0 (the active range is contiguous), (B, N) for split 1.
+ *   x, y (B, C, ...), each batch row contiguous, float32 or bfloat16; log_det (B) float32 = +-sum of s.
+ *   shift, log_scale: for split 0 the active half (B, C_active, ...), for split 1 x's shape.
  *   log_scale NULL: additive, log_det = 0.
- *   split 0 channel: `active_begin` is the first active element of a row, Na = shift columns.
- *   split 1 checkerboard: rows of `width`, `height` of them a channel; element (h, w) is active
- * when (h + w) % 2 == (flip ? 0 : 1). scale_map 0: s = r; 1: s = clamp * tanh(r / clamp); 2: s =
- * log(sigmoid(r + 2)). */
+ *   split 0 channel: the last C/2 channels are active (flip: the first C - C/2);
+ *   split 1 checkerboard: active where (h + w) is odd (flip: even); x (B, C, H, W) or (B, D).
+ *   scale_map 0: s = r; 1: s = clamp * tanh(r / clamp); 2: s = log(sigmoid(r + 2)). */
 HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor* shift,
                                       const hexad_tensor* log_scale, hexad_tensor* y,
                                       hexad_tensor* log_det, int32_t inverse, int32_t split,
-                                      int32_t flip, int64_t active_begin, int64_t height,
-                                      int64_t width, int32_t scale_map, float clamp,
+                                      int32_t flip, int32_t scale_map, float clamp,
                                       hexad_stream stream);
+
+/* roofline: work that runs at one limit of the CPU, to be timed by the caller.
+ *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in flops[0];
+ *   kind 2 read, 3 copy: `count` elements of source (to target).  sink: one float32 per thread. */
+HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_tensor* source,
+                                      hexad_tensor* target, hexad_tensor* sink,
+                                      hexad_tensor* flops, hexad_stream stream);
+/* linear: y = act(x weight^T + bias) + residual.
+ *   x (..., K), y and residual (..., N): contiguous, or matrices with contiguous rows; weight (N,
+ * K) with contiguous rows; bias (N). fp32 or bf16, all of one dtype; bias, residual may be NULL.
+ *   activation 0 none, 1 relu, 2 gelu (erf), 3 gelu (tanh), 4 silu, 5 tanh, 6 sigmoid. */
+HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
+                                    const hexad_tensor* bias, const hexad_tensor* residual,
+                                    hexad_tensor* y, int32_t activation, hexad_stream stream);
+
+/* maskedconv: 2d convolution over the kernel's first `taps` taps in raster order, 'same' zero
+ * padding; weights of other taps do not count, whatever they hold.
+ *   x (B, Cin, H, W), any strides; weight (Cout, Cin, kh, kw), contiguous, kh and kw odd; bias
+ * (Cout) or NULL; fp32 or bf16, all of one dtype.
+ *   row < 0: y (B, Cout, H, W); col < 0: that row alone, y (B, Cout, W); else that pixel alone, y
+ * (B, Cout). y is contiguous.
+ *   workspace (T, n) fp32, contiguous: a part for each thread of the host's OpenMP runtime, n at
+ * least 6 * Cin * kh * kw. */
+HEXAD_API hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tensor* weight,
+                                        const hexad_tensor* bias, hexad_tensor* y,
+                                        hexad_tensor* workspace, int64_t taps, int64_t row,
+                                        int64_t col, hexad_stream stream);
+
+/* norm: y = act((n * weight + bias) * (1 + scale) + shift), n = x normalised.
+ *   kind 0 layer, 1 rms: x, y (..., D), over the last dimension; contiguous, or matrices with
+ * contiguous rows. kind 2 group: x, y (B, C, ...) contiguous, over each of num_groups groups of
+ * channels.
+ *   weight, bias (D), or (C) for group; scale, shift (B, D) or (B, C), B x's first dimension. All
+ * four may be NULL. fp32 or bf16, all of one dtype. activation 0 none, 1 silu. */
+HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* weight,
+                                  const hexad_tensor* bias, const hexad_tensor* scale,
+                                  const hexad_tensor* shift, hexad_tensor* y, int32_t kind,
+                                  double eps, int64_t num_groups, int32_t activation,
+                                  hexad_stream stream);
+
+/* vq: the nearest codebook entry by squared distance, the lowest index on ties.
+ *   x, quantized (..., D): contiguous, or matrices with contiguous rows; codebook (K, D), K >= 1,
+ * with contiguous rows; index int64, contiguous, one for each row of x.
+ *   A distance that is NaN gives HEXAD_INVALID, after rows without one were written. */
+HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
+                                hexad_tensor* quantized, hexad_tensor* index, hexad_stream stream);
+/* invconv: y[b, o, s] = bias[o] + sum over c of weight[o, c] x[b, c, s], in float32.
+ *   x, y (B, C, S) fp32 or bf16, contiguous, C <= 1024; weight (C, C), bias (C) fp32, bias may be
+ *   NULL. */
+HEXAD_API hexad_status hexad_invconv(const hexad_tensor* x, const hexad_tensor* weight,
+                                     const hexad_tensor* bias, hexad_tensor* y,
+                                     hexad_stream stream);
+
+/* randn: standard normals. seeds (B) int64, out (B, N) fp32 with contiguous rows, offset >= 0.
+ * Row b is Box-Muller on Philox4x32-10 with key seeds[b] and counter (element / 4, offset). */
+HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out, int64_t offset,
+                                   hexad_stream stream);
+
+/* sample: a token per row: temperature (0: greedy), top_k (0: off), top_p, min_p, in this order,
+ * then a draw with Philox4x32-10 keyed by the row's seed at its position.
+ *   logits (B, V) fp32 or bf16, contiguous rows; out (B) int64.
+ *   seeds (B) int64, may be NULL if every temperature is 0.
+ *   positions, top_ks (B) int64 and temperatures, top_ps, min_ps (B) fp32 go before the scalar of
+ *   their name unless NULL.
+ *   workspace (R, 2 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
+ *   0. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no tokens. */
+HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
+                                    const hexad_tensor* positions, const hexad_tensor* temperatures,
+                                    const hexad_tensor* top_ks, const hexad_tensor* top_ps,
+                                    const hexad_tensor* min_ps, hexad_tensor* out,
+                                    hexad_tensor* workspace, int64_t position, float temperature,
+                                    int64_t top_k, float top_p, float min_p, hexad_stream stream);
+
+/* step: one update of a diffusion sampler.
+ *   table (T, 4, 8) fp32; table[index] = [[A, B, c, g, 0, 0, 0, 0], C[0], C[1], C[2]].
+ *   m = uncond + g (model_output - uncond), or model_output; p = clip(A x + B m, -c, c);
+ *   out_k = C[k] . (x, m, p, h1, h2, h3, last, noise). Terms with coefficient 0 are left out.
+ *   model_output, uncond fp32 or bf16, all else fp32; one shape, contiguous. uncond, h1, h2, h3,
+ *   last, noise, out1, out2 may be NULL; an absent input with a coefficient is HEXAD_INVALID. */
+HEXAD_API hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor* x,
+                                  const hexad_tensor* model_output, const hexad_tensor* uncond,
+                                  const hexad_tensor* h1, const hexad_tensor* h2,
+                                  const hexad_tensor* h3, const hexad_tensor* last,
+                                  const hexad_tensor* noise, hexad_tensor* out0, hexad_tensor* out1,
+                                  hexad_tensor* out2, int64_t index, hexad_stream stream);
+/* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
+ *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
+ *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
+ */
+HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
+                                    const hexad_tensor* v_cache, const hexad_tensor* lengths,
+                                    const hexad_tensor* block_table, hexad_tensor* out,
+                                    hexad_tensor* lse, int64_t left, float softcap, float scale,
+                                    hexad_stream stream);
+
+/* merge_attention: the attention over two sets of keys, from the attention over each.
+ *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */
+HEXAD_API hexad_status hexad_merge_attention(const hexad_tensor* out_a, const hexad_tensor* lse_a,
+                                             const hexad_tensor* out_b, const hexad_tensor* lse_b,
+                                             hexad_tensor* out, hexad_tensor* lse,
+                                             hexad_stream stream);
+
+/* rope: rotates pairs (x1, x2) of a row at position p to (x1 c - x2 s, x2 c + x1 s), c = cos[p],
+ * s = sin[p]. x, y (B, H, S, D); cos, sin (max_pos, D / 2) float32; row s of sequence b is at
+ *   position positions[b] + s (positions (B) int32, NULL: 0). A pair is (i, i + D / 2), or
+ *   (2i, 2i + 1) where interleaved is not 0. */
+HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos,
+                                  const hexad_tensor* sin, const hexad_tensor* positions,
+                                  hexad_tensor* y, int32_t interleaved, hexad_stream stream);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,79 @@
+"""Every op at the shapes of tests/cases: correct first, then timed against torch eager and torch.compile.
+
+`make bench` runs this and prints the table (bench/report.py).
+"""
+
+import pytest
+import torch
+from tests import promises
+from tests.cases import Work, build, cases
+
+import hexad_kernels
+from bench import eager as torch_side
+from bench.roofline import measure
+from bench.timing import interleaved
+
+CASES = [
+    (name, case, dtype)
+    for name, found in cases().items()
+    for case in found
+    if case.bench or case.bench_only
+    for dtype in case.dtypes
+]
+
+
+def label(value):
+    return getattr(value, "name", None) or str(value).removeprefix("torch.")
+
+
+@pytest.fixture(scope="session")
+def roofs():
+    return measure()
+
+
+@pytest.mark.parametrize(("name", "case", "dtype"), CASES, ids=label)
+def test_op(benchmark, roofs, name, case, dtype):
+    call = build(case, dtype)
+    promises.accurate(name, call, call.map(lambda t: t.double() if t.is_floating_point() else t))
+
+    def ours():
+        return getattr(hexad_kernels, name)(*call.args, **call.kwargs)
+
+    with torch.no_grad():
+        plain = torch_side.eager(name, call.args, call.kwargs)
+        compiled = torch_side.compiled(name, call.args, call.kwargs) if dtype == torch.float32 else None
+        mine, theirs, inductor = interleaved([ours, plain, compiled])
+        benchmark.pedantic(ours, rounds=5, iterations=max(1, int(0.02 / mine)))
+    work = case.work or Work(0, 0)
+    size = 4 if dtype == torch.float32 else 2
+    gbs, gflops = work.bytes * size / 4 / mine / 1e9, work.flops / mine / 1e9
+    of_memory, of_arithmetic = gbs / roofs.copy, gflops / roofs.flops(dtype)
+    benchmark.extra_info.update(
+        op=name,
+        case=case.name,
+        dtype=label(dtype),
+        isa=hexad_kernels.machine()["isa"],
+        seconds=mine,
+        gbs=gbs,
+        gflops=gflops,
+        intensity=work.flops / max(work.bytes * size / 4, 1),
+        bound="memory" if of_memory >= of_arithmetic else "arithmetic",
+        roof_fraction=max(of_memory, of_arithmetic),
+        vs_eager=theirs / mine,
+        vs_compile=inductor / mine,
+        roofs=roofs.as_dict(),
+    )
+
+
+def test_call_overhead(benchmark):
+    """The Python path of an eager call of three small tensors, beside torch's own."""
+    x, weight, bias = torch.randn(2, 8), torch.randn(8), torch.randn(8)
+    with torch.no_grad():
+        mine, theirs = interleaved(
+            [
+                lambda: hexad_kernels.norm(x, weight, bias),
+                lambda: torch.nn.functional.layer_norm(x, (8,), weight, bias),
+            ]
+        )
+        benchmark.pedantic(lambda: hexad_kernels.norm(x, weight, bias), rounds=20, iterations=1000)
+    benchmark.extra_info.update(op="overhead", case="norm_2x8", dtype="float32", seconds=mine, vs_eager=theirs / mine)

@@ -1,0 +1,113 @@
+"""What a torch user would write for each op: the other side of the ratio, eager and compiled.
+
+Ops not named here are written as their reference is; that is the idiomatic form already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import hexad_kernels
+
+
+def attention(q, k, v, *, causal=False, mask=None, window=None, softcap=None, scale=None, return_lse=False):
+    if window is not None or softcap is not None or return_lse:
+        return None
+    lower_right = causal is True and q.shape[2] != k.shape[2]
+    if lower_right:
+        return None
+    gqa = q.shape[1] != k.shape[1]
+    return lambda: F.scaled_dot_product_attention(q, k, v, mask, 0.0, bool(causal), scale=scale, enable_gqa=gqa)
+
+
+def decode(q, k_cache, v_cache, lengths, *, block_table=None, window=None, softcap=None, scale=None, return_lse=False):
+    if block_table is not None or window is not None or softcap is not None or return_lse:
+        return None
+    longest = int(lengths.max())
+    places = torch.arange(longest)
+    mask = None if (lengths == longest).all() else (places < lengths[:, None])[:, None, None]
+    gqa = q.shape[1] != k_cache.shape[1]
+
+    def run():
+        k, v = k_cache[:, :, :longest], v_cache[:, :, :longest]
+        return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, mask, scale=scale, enable_gqa=gqa)
+
+    return run
+
+
+ACTIVATIONS: dict[str | None, Callable[..., Any]] = {
+    None: lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def linear(x, weight, bias=None, *, activation=None, residual=None):
+    act = ACTIVATIONS[activation]
+    if residual is None:
+        return lambda: act(F.linear(x, weight, bias))
+    return lambda: act(F.linear(x, weight, bias)) + residual
+
+
+def norm(
+    x, weight=None, bias=None, *, kind="layer", eps=1e-5, num_groups=None, scale=None, shift=None, activation=None
+):
+    def run():
+        if kind == "layer":
+            y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        elif kind == "rms":
+            y = F.rms_norm(x, x.shape[-1:], weight, eps)
+            y = y if bias is None else y + bias
+        else:
+            y = F.group_norm(x, num_groups, weight, bias, eps)
+        if scale is not None or shift is not None:
+            middle = (slice(None), *[None] * (x.ndim - 2), slice(None))
+            y = y * (1 + scale[middle]) if scale is not None else y
+            y = y + shift[middle] if shift is not None else y
+        return F.silu(y) if activation == "silu" else y
+
+    return run
+
+
+def invconv(x, weight, bias=None):
+    kernel = weight.reshape(*weight.shape, *[1] * (x.ndim - 2))
+    conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}.get(x.ndim)
+    return (lambda: conv(x, kernel, bias)) if conv else (lambda: F.linear(x, weight, bias))
+
+
+def eager(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """A call without arguments that does the op's work in plain torch; None if torch has no sensible form."""
+    if name in globals() and name not in {"eager"}:
+        return globals()[name](*args, **kwargs)
+
+    def run():
+        with hexad_kernels.backend("reference"):
+            return getattr(hexad_kernels, name)(*args, **kwargs)
+
+    return run
+
+
+def compiled(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """The same through torch.compile; None if it has no such form or does not compile."""
+    plain = eager(name, args, kwargs)
+    if plain is None:
+        return None
+    if name in globals():
+        run = torch.compile(plain, dynamic=False)
+    else:
+        op = hexad_kernels.OPS[name]
+        flat = hexad_kernels.explain(name, *args, **kwargs).arguments
+        run = torch.compile(lambda: op.reference(*flat), dynamic=False)
+    try:
+        run()
+    except Exception:  # torch.compile fails in many ways; the benchmark goes on and prints a dash
+        return None
+    return run

@@ -1,0 +1,69 @@
+"""Reads pytest-benchmark's JSON; prints the table and draws the roofline: python -m bench.report FILE.json"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+
+def cell(value: float | None, form: str = "{:.2f}") -> str:
+    return "-" if value is None or math.isnan(value) else form.format(value)
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table(title="each row passed its accuracy check in this run; ratios above 1: hexad is faster")
+    for heading in ("op", "case", "dtype"):
+        shown.add_column(heading)
+    for heading in ("us", "GB/s", "GFLOP/s", "% of roof", "x eager", "x compile"):
+        shown.add_column(heading, justify="right")
+    for r in rows:
+        percent = r.get("roof_fraction")
+        shown.add_row(
+            r["op"], r["case"], r["dtype"], cell(r["seconds"] * 1e6, "{:.1f}"), cell(r.get("gbs")),
+            cell(r.get("gflops")), cell(percent and 100 * percent, "{:.0f}"), cell(r.get("vs_eager")),
+            cell(r.get("vs_compile")),
+        )  # fmt: skip
+    return shown
+
+
+def plot(rows: list[dict[str, Any]], roofs: dict[str, float], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 6))
+    intensity = [2.0**e for e in range(-6, 13)]
+    for peak, name in ((roofs["fma_fp32"], "fp32 fma"), (roofs["dot_bf16"], "bf16 dot")):
+        if peak:
+            axes.plot(intensity, [min(peak, roofs["copy"] * i) for i in intensity], label=f"{name} {peak:.0f} GFLOP/s")
+    for op in sorted({r["op"] for r in rows}):
+        points = [(r["intensity"], r["gflops"]) for r in rows if r["op"] == op and r.get("gflops")]
+        if points:
+            axes.scatter(*zip(*points), s=24, label=op)
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte (algorithmic)", ylabel="GFLOP/s")
+    axes.set_title(f"roofline; copy {roofs['copy']:.1f} GB/s, read {roofs['read']:.1f} GB/s, same run")
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=140, bbox_inches="tight")
+
+
+def main(path: str) -> None:
+    found = [b["extra_info"] for b in json.loads(Path(path).read_text())["benchmarks"]]
+    console = Console(width=120)
+    console.print(table(found))
+    measured = [r for r in found if "roofs" in r]
+    if measured:
+        roofs = measured[0]["roofs"]
+        console.print("roofs of this run: " + ", ".join(f"{k} {v:.1f}" for k, v in roofs.items()))
+        plot(measured, roofs, Path(path).with_suffix(".png"))
+        console.print(f"wrote {path} and {Path(path).with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

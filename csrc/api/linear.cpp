@@ -1,0 +1,48 @@
+#include "op/linear.h"
+
+#include "cpu/table.h"
+#include "rows.h"
+
+using namespace hexad;
+
+extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
+                                     const hexad_tensor* bias, const hexad_tensor* residual,
+                                     hexad_tensor* y, int32_t activation, hexad_stream) {
+  return guarded([&] {
+    const Rows in = rows_of(x, "x"), w = rows_of(weight, "weight"), out = rows_of(y, "y");
+    const DType dtype = dtype_of(*x);
+    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
+                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
+    const hexad_tensor* tensors[] = {weight, bias, residual, y};
+    const char* names[] = {"weight", "bias", "residual", "y"};
+    for (int i = 0; i < 4; ++i) {
+      if (!tensors[i]) continue;
+      require_dtype(*tensors[i], names[i], dtype);
+      require_device(*tensors[i], names[i], *x);
+    }
+    require_rank(weight, "weight", 2);
+    require_size(*weight, "weight", 1, in.size);
+    require_size(*y, "y", y->ndim - 1, w.count);
+    HEXAD_REQUIRE(out.count == in.count, "y: has %lld rows, wants x's %lld", (long long)out.count,
+                  (long long)in.count);
+    if (bias) {
+      require_rank(bias, "bias", 1);
+      require_size(*bias, "bias", 0, w.count);
+      require_rows(*bias, "bias");
+    }
+    Rows rest{};
+    if (residual) {
+      rest = rows_of(residual, "residual");
+      HEXAD_REQUIRE(rest.count == out.count && rest.size == out.size,
+                    "residual: is %lld x %lld, wants y's %lld x %lld", (long long)rest.count,
+                    (long long)rest.size, (long long)out.count, (long long)out.size);
+    }
+    HEXAD_REQUIRE(activation >= 0 && activation <= 6, "activation: is %d, wants 0 to 6",
+                  activation);
+    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "linear: there is no CUDA kernel");
+    cpu().linear({data<void>(*x), data<void>(*weight), bias ? data<void>(*bias) : nullptr,
+                  residual ? data<void>(*residual) : nullptr, data<void>(*y), dtype == DType::bf16,
+                  in.count, in.size, w.count, in.stride, w.stride, rest.stride, out.stride,
+                  activation});
+  });
+}

@@ -1,0 +1,42 @@
+#include "op/vq.h"
+
+#include "cpu/table.h"
+#include "rows.h"
+
+using namespace hexad;
+
+extern "C" hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
+                                 hexad_tensor* quantized, hexad_tensor* index, hexad_stream) {
+  return guarded([&] {
+    const Rows in = rows_of(x, "x"), entries = rows_of(codebook, "codebook");
+    const Rows out = rows_of(quantized, "quantized");
+    const DType dtype = dtype_of(*x);
+    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
+                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
+    require_dtype(*codebook, "codebook", dtype);
+    require_dtype(*quantized, "quantized", dtype);
+    HEXAD_REQUIRE(index, "index: missing");
+    require_dtype(*index, "index", DType::i64);
+    require_device(*codebook, "codebook", *x);
+    require_device(*quantized, "quantized", *x);
+    require_device(*index, "index", *x);
+    require_rank(codebook, "codebook", 2);
+    require_size(*codebook, "codebook", 1, in.size);
+    HEXAD_REQUIRE(entries.count >= 1, "codebook: is empty, wants at least one entry");
+    HEXAD_REQUIRE(out.count == in.count && out.size == in.size,
+                  "quantized: is %lld x %lld, wants x's %lld x %lld", (long long)out.count,
+                  (long long)out.size, (long long)in.count, (long long)in.size);
+    require_contiguous(*index, "index");
+    HEXAD_REQUIRE(numel(*index) == in.count, "index: has %lld elements, wants x's %lld rows",
+                  (long long)numel(*index), (long long)in.count);
+    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "vq: there is no CUDA kernel");
+    int64_t* found = data<int64_t>(*index);
+    cpu().vq({data<void>(*x), data<void>(*codebook), data<void>(*quantized), found,
+              dtype == DType::bf16, in.count, in.size, entries.count, in.stride, entries.stride,
+              out.stride});
+    for (int64_t i = 0; i < in.count; ++i)
+      HEXAD_REQUIRE(found[i] >= 0,
+                    "x, codebook: the distance from row %lld to entry %lld is NaN, wants numbers",
+                    (long long)i, (long long)(-1 - found[i]));
+  });
+}

@@ -1,0 +1,145 @@
+"""The compiled library in the process: one OpenMP runtime, no leaking symbols, forced instruction sets, errors."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hexad_kernels
+from hexad_kernels import coupling, native
+
+LIBRARY = Path(hexad_kernels.__file__).parent / "lib" / "libhexad.so"
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_the_module_is_loaded():
+    assert native.C is not None, native.missing
+    assert native.C.abi_version() == 1
+
+
+def test_one_openmp_runtime_and_it_is_torchs():
+    code = """
+import torch, hexad_kernels, re
+x = torch.randn(64, 64, 64); h = torch.randn(64, 32, 64)
+torch.mm(torch.randn(512, 512), torch.randn(512, 512))
+hexad_kernels.coupling(x, h, h)
+maps = open('/proc/self/maps').read()
+loaded = set(re.findall(r'/\\S*(?:libgomp|libomp|libiomp)\\S*', maps))
+print(len(loaded), hexad_kernels.machine()['openmp'] in loaded)
+"""
+    assert python(code).stdout.split() == ["1", "True"]
+
+
+def test_threads_follow_torch():
+    """Two threads run a large call at once: its processor time exceeds what one thread has of wall time."""
+    code = """
+import torch, hexad_kernels, threading, os
+torch.set_num_threads(2)
+x = torch.randn(64, 1024, 64); h = torch.randn(64, 512, 64)
+before = len(os.listdir('/proc/self/task'))
+hexad_kernels.coupling(x, h, h)
+print(len(os.listdir('/proc/self/task')) - before)
+"""
+    assert int(python(code).stdout) == 1
+    assert int(python(code.replace("set_num_threads(2)", "set_num_threads(1)")).stdout) == 0
+
+
+def test_exports_the_c_abi_and_nothing_else():
+    names = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
+    exported = {line.split()[-1] for line in names.splitlines()}
+    header = (LIBRARY.parent.parent / "include/hexad/hexad.h").read_text()
+    documented = set(re.findall(r"\b(hexad_\w+)\(", header))
+    assert {name for name in exported if name.startswith("hexad_")} == documented
+    assert all(name.startswith("hexad_") for name in exported), exported - documented
+
+
+def test_no_weak_symbols_in_per_instruction_set_objects():
+    build = Path(__file__).parent.parent / "build" / "native" / "CMakeFiles"
+    objects = list(build.glob("cpu_avx*.dir/**/*.o"))
+    if not objects:
+        pytest.skip("no build tree beside the tests")
+    listing = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True).stdout
+    leaks = [line for line in listing.splitlines() if re.search(r"^[0-9a-f ]{17}[WV] ", line)]
+    assert not leaks
+
+
+@pytest.mark.parametrize("isa", native.C.isa_available().split(",") if native.C else [])
+def test_environment_forces_an_instruction_set(isa):
+    assert python("import hexad_kernels; print(hexad_kernels.machine()['isa'])", HEXAD_ISA=isa).stdout.strip() == isa
+
+
+def test_unknown_instruction_set_is_named():
+    with pytest.raises(ValueError, match="sse9"):
+        native.C.set_isa("sse9")
+    assert "sse9" in python("import hexad_kernels; print(hexad_kernels.machine()['native'])", HEXAD_ISA="sse9").stdout
+
+
+def test_numpy_arrays_cross_by_dlpack():
+    x, t = np.ones((2, 4), np.float32), np.full((2, 2), 3, np.float32)
+    y, log_det = np.empty_like(x), np.empty(2, np.float32)
+    native.C.coupling(x, t, None, y, log_det, False, 0, False, 0, 1.0)
+    assert (y == [1, 1, 4, 4]).all()
+
+
+def test_the_door_checks_what_memory_safety_needs():
+    x, y, log_det = torch.zeros(2, 4), torch.empty(2, 4), torch.empty(2)
+    with pytest.raises(ValueError, match="shift: dimension 1 is 3, wants 2"):
+        native.C.coupling(x, torch.zeros(2, 3), None, y, log_det, False, 0, False, 0, 1.0)
+    with pytest.raises(ValueError, match="log_det: is float64"):
+        native.C.coupling(x, torch.zeros(2, 2), None, y, log_det.double(), False, 0, False, 0, 1.0)
+    with pytest.raises(ValueError, match="y: dimension 1 has stride 2, wants 1"):
+        native.C.coupling(x, torch.zeros(2, 2), None, torch.empty(2, 8)[:, ::2], log_det, False, 0, False, 0, 1.0)
+
+
+def test_forced_backend_names_its_reason():
+    x, t = torch.zeros(2, 4), torch.zeros(2, 2)
+    with hexad_kernels.backend("cuda"), pytest.raises(hexad_kernels.BackendError, match="the tensors are on cpu"):
+        coupling(x, t)
+    with (
+        pytest.raises(ValueError, match="backend: got 'opencl', wants one of reference, cpu"),
+        hexad_kernels.backend("opencl"),
+    ):
+        pass
+    bad = python("import hexad_kernels", HEXAD_BACKEND="opencl")
+    assert bad.returncode and "HEXAD_BACKEND: got 'opencl'" in bad.stderr
+
+
+def test_explain():
+    x, t = torch.zeros(2, 4), torch.zeros(2, 2)
+    answer = hexad_kernels.explain("coupling", x, t)
+    assert answer.served_by == "cpu" and "the tensors are on cpu" in answer.refusals["cuda"]
+    answer = hexad_kernels.explain("coupling", x.double(), t.double())
+    assert answer.served_by == "reference" and "float64" in answer.refusals["cpu"]
+    with pytest.raises(ValueError, match="name: got 'convolve'"):
+        hexad_kernels.explain("convolve", x)
+
+
+def test_a_fallback_warns_once():
+    code = """
+import torch, warnings, hexad_kernels
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter('always')
+    for _ in range(3): hexad_kernels.coupling(torch.zeros(2, 4).double(), torch.zeros(2, 2).double())
+print(len(seen), seen[0].message)
+"""
+    out = python(code).stdout
+    assert out.startswith("1 ") and "float64" in out
+
+
+def test_fake_tensors_and_functorch_take_the_library_lane():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, t = torch.randn(3, 4), torch.randn(3, 2)
+    with FakeTensorMode() as mode:
+        y, log_det = coupling(mode.from_tensor(x), mode.from_tensor(t))
+        assert type(y).__name__ == "FakeTensor" and log_det.shape == (3,)
