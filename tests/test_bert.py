@@ -16,7 +16,7 @@ from hexad.tokens import learn_merges
 from hexad.training.loop import Recipe, run
 from hexad.training.masked import hide
 
-SMALL = Config(vocab=321, context=32, width=24, layers=2, heads=3)
+SMALL = Config(vocab=321, context=32, width=24, heads=3, windows=(2, 0))
 TEXT = (
     'The "while" statement is used for repeated execution as long as an expression is true.\n'
     'The "import" statement finds a module, and binds a name in the local scope.\n'
@@ -47,7 +47,7 @@ def test_it_matches_hugging_face() -> None:
             initializer_range=0.3,
         )
     ).eval()
-    model = small(Config(vocab=321, context=32, width=24, layers=2, heads=3, segments=2, rotary=False))
+    model = small(Config(vocab=321, context=32, width=24, heads=3, segments=2, rotary=False, windows=(0, 0)))
     checkpoint.fill(model, checkpoint.rename(upstream.state_dict(), KEYS) | {"merges": model.merges})
     tokens = torch.randint(321, (2, 20))
     lengths = torch.tensor([20, 13])

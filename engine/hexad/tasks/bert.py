@@ -17,7 +17,7 @@ from ..training.loop import GradientTrainer, Recipe
 from ..training.masked import hide, masked_language
 
 CONFIG = Config()
-RECIPE = Recipe(steps=3000, batch=16, lr=2e-3, weight_decay=0.1, ema=0.99)
+RECIPE = Recipe(steps=5000, batch=8, lr=1.5e-3, warmup=200, weight_decay=0.1, ema=0.995)
 OPTIONS = frozenset({"prompt", "steps", "temperature"})
 PROMPT = "The [MASK] statement is used to [MASK] a value from a [MASK]."
 SHORTEST = 8
