@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import options, registry
-from .errors import HexadError, InputError
+from .errors import HexadError, InputError, Interrupted
 from .evaluation import Gate
 from .report import gate_table, step_bar, training_bar
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Six families of generative models on one kernel engine.",
 )
-console = Console(soft_wrap=True)
+console = Console()
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="one of: " + " ".join(registry.MODELS))]
 Backend = Annotated[str | None, typer.Option(help="force one backend of hexad_kernels, such as reference or cpu")]
 Checkpoint = Annotated[
@@ -38,13 +38,17 @@ def train(
     from .training.job import train as work
 
     registry.entry(model, instruments=True)
+    options.kernels()
     if steps is not None:
         options.integer("steps", steps, 1, 10_000_000)
     options.output_directory(out)
-    with training_bar(model) as progress:
-        path, gates = work(model, out, steps=steps, fresh=fresh, progress=progress)
+    try:
+        with training_bar(model) as progress:
+            path, gates = work(model, out, steps=steps, fresh=fresh, progress=progress)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"{str(stop) or 'interrupted'}; the same command continues") from stop
     console.print(gate_table({model: gates}))
-    console.print(f"wrote {escape(str(path))} and its manifest", highlight=False)
+    console.print(f"wrote {escape(str(path))} and its manifest", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -56,6 +60,9 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="sampling steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="strength of classifier-free guidance")] = None,
     sampler: Annotated[str | None, typer.Option(help="way of sampling")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest")] = None,
+    top_k: Annotated[int | None, typer.Option(help="draw among the k likeliest tokens")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw among the likeliest tokens of this mass")] = None,
     n: Annotated[int | None, typer.Option(help="how many samples; default 64 images, or 1 text")] = None,
     seed: Annotated[int, typer.Option(help="sample i depends on seed + i alone")] = 0,
     out: Annotated[Path | None, typer.Option(help="file to write; default out/MODEL.png, or stdout for text")] = None,
@@ -72,14 +79,8 @@ def generate(
     if images or out is not None:
         out = options.output_file(out or Path(f"out/{model}.png"), suffix=".png" if images else ".txt")
     task = entry.load_task()
-    given = {
-        "class_": class_,
-        "prompt": prompt,
-        "length": length,
-        "steps": steps,
-        "guidance": guidance,
-        "sampler": sampler,
-    }
+    given = {"class_": class_, "prompt": prompt, "length": length, "steps": steps, "guidance": guidance}
+    given |= {"sampler": sampler, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     chosen = options.generation(model, task, given)
     with options.user_errors(backend):
         network = registry.load(model, checkpoint)
@@ -103,7 +104,7 @@ def _deliver(samples: Any, out: Path | None, scale: int) -> None:
         content = encode_png(grid(samples, scale=scale))
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write({out: content})
-    console.print(f"wrote {escape(str(out))}", highlight=False)
+    console.print(f"wrote {escape(str(out))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -135,12 +136,11 @@ def score(
     levels = read_digit(image)
     task = entry.load_task()
     if not hasattr(task, "score"):
-        scorers = " ".join(e.name for e in registry.MODELS.values() if hasattr(e.load_task(), "score"))
-        raise InputError("MODEL", repr(model), f"a model with a likelihood: {scorers}")
+        raise InputError("MODEL", repr(model), "a model with a likelihood: " + " ".join(registry.scorers()))
     with options.user_errors(backend):
         bits = float(task.score(registry.load(model, checkpoint), levels)[0])
     kind = "at most, by the evidence lower bound" if entry.family == "VAE" else "log-likelihood"
-    console.print(f"{model}: {bits:.4f} bits/dim ({kind}; lower is likelier)", highlight=False)
+    console.print(f"{model}: {bits:.4f} bits/dim ({kind}; lower is likelier)", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -15,3 +15,7 @@ class InputError(HexadError, ValueError):
 
 class CheckpointError(HexadError):
     """A checkpoint that cannot be trusted or does not fit: names the file and what is wrong with it."""
+
+
+class Interrupted(HexadError):
+    """Ctrl-C, with a word about how to go on."""

@@ -3,8 +3,9 @@
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import HexadError, InputError
@@ -25,14 +26,19 @@ def generation(name: str, task: Task, given: dict[str, Any]) -> dict[str, Any]:
     options = {option: value for option, value in given.items() if value is not None}
     for option in options:
         if option not in task.OPTIONS:
-            known = " ".join(sorted(f"--{o.rstrip('_')}" for o in task.OPTIONS)) or "none of these options"
+            known = " ".join(sorted("--" + o.rstrip("_").replace("_", "-") for o in task.OPTIONS)) or "no options"
             raise InputError(option, repr(options[option]), f"a model that has it; {name} understands {known}")
     if "class_" in options:
         integer("class_", options["class_"], 0, 9)
     for option in {"steps", "length"} & options.keys():
         integer(option, options[option], 1, 100_000)
-    if "guidance" in options and not (math.isfinite(options["guidance"]) and options["guidance"] >= 0):
-        raise InputError("guidance", options["guidance"], "a finite number, 0 or more")
+    for option in {"guidance", "temperature"} & options.keys():
+        if not (math.isfinite(options[option]) and options[option] >= 0):
+            raise InputError(option, options[option], "a finite number, 0 or more")
+    if "top_k" in options:
+        integer("top_k", options["top_k"], 0, 100_000)
+    if "top_p" in options and not 0 < options["top_p"] <= 1:
+        raise InputError("top_p", options["top_p"], "more than 0 and at most 1")
     if "prompt" in options and not options["prompt"].strip():
         raise InputError("prompt", repr(options["prompt"]), "some text")
     return options
@@ -58,24 +64,26 @@ def output_directory(path: Path) -> Path:
         raise InputError("--out", path, f"a place to write ({existing}: {error.strerror})") from None
 
 
+def kernels() -> ModuleType:
+    """hexad_kernels, or HexadError where it is not built or HEXAD_BACKEND names no backend."""
+    try:
+        import hexad_kernels
+    except (ImportError, ValueError) as error:
+        raise HexadError(f"hexad_kernels cannot be imported: {error}") from error
+    return hexad_kernels
+
+
 @contextmanager
 def user_errors(backend: str | None = None) -> Iterator[None]:
-    """Force the backend, if one is given; what a contract or a backend refuses becomes one line."""
-    import hexad_kernels
-
-    if backend is None:
+    """Force the backend, if one is given; what a contract or a backend refuses becomes the user's one line."""
+    hexad_kernels = kernels()
+    with ExitStack() as stack:
+        try:
+            if backend is not None:
+                stack.enter_context(hexad_kernels.backend(backend))
+        except ValueError as error:
+            raise HexadError(f"--{error}") from error
         try:
             yield
         except (ValueError, hexad_kernels.BackendError) as error:
             raise error if isinstance(error, HexadError) else HexadError(str(error)) from error
-        return
-    try:
-        forced = hexad_kernels.backend(backend)
-        forced.__enter__()
-    except ValueError as error:
-        raise HexadError(f"--{error}") from None
-    try:
-        with user_errors():
-            yield
-    finally:
-        forced.__exit__(None, None, None)

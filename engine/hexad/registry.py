@@ -1,5 +1,6 @@
 """Which models there are. A model's code is imported when it is first asked for, never before."""
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Entry:
         """Import the task module; HexadError where it, or something it needs, is not installed."""
         try:
             return cast(Task, importlib.import_module(self.task))
-        except ImportError as error:
+        except (ImportError, ValueError) as error:  # hexad_kernels refuses an unknown HEXAD_BACKEND at import
             raise HexadError(f"model {self.name!r} cannot be used here: {error}") from error
 
 
@@ -71,6 +72,16 @@ def entry(name: str, *, instruments: bool = False) -> Entry:
     if name not in known:
         raise InputError("MODEL", repr(name), "one of " + " ".join(known))
     return known[name]
+
+
+def scorers() -> list[str]:
+    """The names of the models that are installed here and have a likelihood."""
+    names = []
+    for name, known in MODELS.items():
+        with contextlib.suppress(HexadError):
+            if hasattr(known.load_task(), "score"):
+                names.append(name)
+    return names
 
 
 def load_with_manifest(name: str, path: str | Path | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,15 +20,17 @@ from rich.table import Table
 from .evaluation import Gate
 
 
-def bars() -> Progress:
-    """A progress display on stderr that leaves stdout to the results."""
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A progress display on stderr, which leaves stdout to the results."""
+    console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(file=sys.stderr),
-    )
+    try:
+        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
+            yield progress
+    finally:
+        if not console.is_terminal:
+            console.line()  # rich leaves the last line of a log open
 
 
 @contextmanager
@@ -69,4 +73,34 @@ def gate_table(results: Mapping[str, list[Gate] | str]) -> Table:
             table.add_row(
                 name, gate.name, f"{gate.value:.4g} {gate.unit}", f"{gate.relation} {gate.bound:.4g}", verdict
             )
+    return table
+
+
+def speed(ratio: float) -> str:
+    """The ratio in words, whichever way it goes."""
+    return f"kernels {ratio:.2f}x as fast" if ratio >= 1 else f"plain PyTorch {1 / ratio:.2f}x as fast"
+
+
+def verdict(agreement: dict[str, Any]) -> str:
+    """The agreement in words."""
+    if agreement.get("max_abs_difference"):
+        text = f"max difference {agreement['max_abs_difference']:.1e}"
+    else:
+        text = "identical" if agreement["agrees"] else "differ"
+    where = agreement.get("first_difference")
+    return f"{text}, first at {where}" if where else text
+
+
+def demo_table(results: Mapping[str, dict[str, Any]]) -> Table:
+    """One row per model of the demo."""
+    table = Table("model", "kernels", "plain PyTorch", "speed", "same seed, both ways", "bits/dim")
+    for name, result in results.items():
+        if "error" in result:
+            table.add_row(name, "[red]FAILED[/]", "", "", escape(result["error"]), "")
+            continue
+        seconds = result["seconds"]
+        colour = "green" if result["agreement"]["agrees"] else "red"
+        bits = f"{result['score']['bits_per_dim']:.3f}" if "score" in result else ""
+        times = (f"{seconds['kernels']:.3f} s", f"{seconds['reference']:.3f} s")
+        table.add_row(name, *times, speed(result["ratio"]), f"[{colour}]{verdict(result['agreement'])}[/]", bits)
     return table

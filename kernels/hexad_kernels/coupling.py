@@ -63,9 +63,9 @@ def contract(
         want, meaning = size, "x's shape"
         if len(size) not in (2, 4):
             raise ValueError(f"x: got {len(size)} dimensions, wants 2 or 4 for a checkerboard split")
-    check.operand(shift, "shift", x, "x", want, meaning)
+    check.operand(shift, "shift", want, x, "x", meaning)
     if log_scale is not None:
-        check.operand(log_scale, "log_scale", x, "x", want, meaning)
+        check.operand(log_scale, "log_scale", want, x, "x", meaning)
     if scale_map == 1 and not clamp > 0:
         raise ValueError(f"clamp: got {clamp}, wants a positive number")
     return x.new_empty(size), x.new_empty(size[0], dtype=check.statistics_dtype(x.dtype))

@@ -15,6 +15,7 @@ Papers: Hendrycks & Gimpel 2016 (GELU, arXiv 1606.08415), Elfwing et al. 2017 (S
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5, "sigmoid": 6}
+ACTIVATIONS: dict[Any, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5, "sigmoid": 6}
 _FUNCTIONS = (
     lambda z: z,
     torch.relu,
@@ -41,18 +42,15 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, re
         raise ValueError("x: got a scalar, wants (..., in features)")
     check.tensor(weight, "weight", rank=2)
     check.like(weight, "weight", x, "x")
-    outputs, inputs = weight.shape
-    if x.shape[-1] != inputs:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants (any, {x.shape[-1]}) = x's last dimension")
+    *leading, inputs = x.shape
+    outputs, columns = weight.shape
+    if columns != inputs:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants (any, {inputs}) = x's last dimension")
     if bias is not None:
-        check.tensor(bias, "bias")
-        check.like(bias, "bias", x, "x")
-        check.shape(bias, "bias", (outputs,), "weight's rows")
-    y = x.new_empty((*x.shape[:-1], outputs))
+        check.operand(bias, "bias", (outputs,), x, "x", "weight's rows")
+    y = x.new_empty((*leading, outputs))
     if residual is not None:
-        check.tensor(residual, "residual")
-        check.like(residual, "residual", x, "x")
-        check.shape(residual, "residual", tuple(y.shape), "the output's shape")
+        check.operand(residual, "residual", (*leading, outputs), x, "x", "the output's shape")
     return (y,)
 
 

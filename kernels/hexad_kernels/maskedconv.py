@@ -47,9 +47,7 @@ def contract(
             f"weight: got shape {tuple(weight.shape)}, wants (any, {channels}, odd, odd) = (out, in channels, kernel)"
         )
     if bias is not None:
-        check.tensor(bias, "bias")
-        check.like(bias, "bias", x, "x")
-        check.shape(bias, "bias", (outputs,), "weight's output channels")
+        check.operand(bias, "bias", (outputs,), x, "x", "weight's output channels")
     if row is None:
         if col is not None:
             raise ValueError(f"row: got None with col {col}, wants the pixel's row")

@@ -15,6 +15,8 @@ Papers: Ba et al. 2016 (layer, arXiv 1607.06450), Zhang & Sennrich 2019 (RMS, 19
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +25,7 @@ from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
 KINDS = {"layer": 0, "rms": 1, "group": 2}
-ACTIVATIONS = {None: 0, "silu": 1}
+ACTIVATIONS: dict[Any, int] = {None: 0, "silu": 1}
 GROUP = 2
 
 
@@ -53,14 +55,12 @@ def contract(
     meaning = "x's channels" if kind == GROUP else "x's features"
     for value, name in ((weight, "weight"), (bias, "bias")):
         if value is not None:
-            check.tensor(value, name)
-            check.like(value, name, x, "x")
-            check.shape(value, name, (features,), meaning)
-    for value, name in ((scale, "scale"), (shift, "shift")):
-        if value is not None:
-            check.tensor(value, name)
-            check.like(value, name, x, "x")
-            check.shape(value, name, (x.shape[0], features), f"x's batch and {meaning}")
+            check.operand(value, name, (features,), x, "x", meaning)
+    if scale is not None or shift is not None:
+        want, meaning = (x.shape[0], features), f"x's batch and {meaning}"
+        for value, name in ((scale, "scale"), (shift, "shift")):
+            if value is not None:
+                check.operand(value, name, want, x, "x", meaning)
     return (torch.empty_like(x, memory_format=torch.contiguous_format),)
 
 

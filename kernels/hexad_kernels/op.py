@@ -99,7 +99,8 @@ _EXPLAIN = "<explain>"
 class Op:
     """One op: its contract, its reference, and the backends that serve it.
 
-    schema      torch.library arguments and returns, e.g. "(Tensor x, float eps) -> Tensor"
+    schema      torch.library arguments and returns, e.g. "(Tensor x, float eps) -> Tensor"; in place:
+                "(Tensor x, Tensor(a!) cache) -> ()", where contract and reference return ()
     contract    checks shapes, dtypes, devices; returns the tuple of empty outputs
     reference   plain torch: the same arguments, returns the outputs
     native      (outputs, *args): calls the compiled kernel; None if there is none
@@ -129,6 +130,7 @@ class Op:
         self.refuses = refuses
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.single = len(parsed.returns) == 1
+        self.in_place = not parsed.returns
         self._tensors_at = [i for i, a in enumerate(parsed.arguments) if "Tensor" in str(a.type)]
         self._native_here = native is not None and native_module.C is not None
         self._triton: Any = None
@@ -164,11 +166,12 @@ class Op:
             a = args[i]
             if a is None:
                 continue
-            kind = type(a)
-            if kind is not Tensor and kind is not Parameter:
-                return False
-            if not a.is_cpu or (grad and a.requires_grad) or a.dtype not in _NATIVE_OR_INTEGER:
-                return False
+            for t in a if type(a) in (list, tuple) else (a,):
+                kind = type(t)
+                if kind is not Tensor and kind is not Parameter:
+                    return False
+                if not t.is_cpu or (grad and t.requires_grad) or t.dtype not in _NATIVE_OR_INTEGER:
+                    return False
         return True
 
     @staticmethod
@@ -300,10 +303,13 @@ class Op:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
 
     def _dispatched(self, *args: Any) -> Any:
-        return self.run(*args)
+        outputs = self.run(*args)
+        return None if self.in_place else outputs
 
     def _fake(self, *args: Any) -> Any:
         outputs = self.contract(*args)
+        if self.in_place:
+            return None
         return outputs[0] if self.single else outputs
 
     def _backward(self, grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:

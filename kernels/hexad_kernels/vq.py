@@ -34,13 +34,13 @@ def contract(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def reference(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     stat = check.statistics_dtype(x.dtype)
     rows, entries = x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(stat), codebook.to(stat)
-    found = []
-    for part in rows.split(max(1, 2**24 // max(1, entries.numel()))):
-        distance = (part[:, None] - entries).square().sum(-1)
+    found: list[Tensor] = []
+    step = max(1, 2**24 // max(1, entries.numel()))
+    for first in range(0, len(rows), step):
+        distance = (rows[first : first + step, None] - entries).square().sum(-1)
         wrong = distance.isnan().nonzero()
         if len(wrong):
-            row, entry = wrong[0].tolist()
-            row += sum(map(len, found))
+            row, entry = (wrong[0] + wrong.new_tensor([first, 0])).tolist()
             raise ValueError(f"x, codebook: the distance from row {row} to entry {entry} is NaN, wants numbers")
         found.append(distance.argmin(-1))
     index = torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=x.device)
