@@ -1,0 +1,103 @@
+"""BERT on the Python language reference: recipe, filling of blanks, accuracy on held-out text."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .. import data
+from ..errors import InputError
+from ..evaluation import Gate
+from ..models.bert import BERT, Config, normalise
+from ..sampling.infill import mask_predict, read_blanks
+from ..tokens import learn_merges
+from ..training.likelihood import minibatch
+from ..training.loop import GradientTrainer, Recipe
+from ..training.masked import hide, masked_language
+
+CONFIG = Config()
+RECIPE = Recipe(steps=5000, batch=8, lr=1.5e-3, warmup=200, weight_decay=0.1, ema=0.995)
+OPTIONS = frozenset({"prompt", "steps", "temperature"})
+PROMPT = "The [MASK] statement is used to [MASK] a value from a [MASK]."
+SHORTEST = 8
+
+
+def build() -> BERT:
+    return BERT(CONFIG)
+
+
+def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
+    """Masked modelling of pieces of the training text; the vocabulary is learned from that text first.
+
+    A batch holds ``recipe.batch`` contexts' worth of tokens in pieces of one length, drawn log-uniformly from
+    ``SHORTEST`` up: users ask about single sentences, and in a short piece a blank soon finds its neighbours.
+    """
+    assert isinstance(model, BERT)
+    text, context = normalise(data.topics().train), model.config.context
+    model.merges.copy_(learn_merges(text, model.mask_token))
+    tokens = torch.tensor(model.vocabulary.encode(text))
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        length = round(SHORTEST * (context / SHORTEST) ** float(torch.rand((), generator=generator)))
+        batch = minibatch(tokens.unfold(0, length, 1), recipe.batch * context // length, generator)
+        return batch, torch.full((len(batch),), length)
+
+    return masked_language(model, recipe, model.mask_token, draw)
+
+
+def generate(
+    model: nn.Module,
+    *,
+    n: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    prompt: str = PROMPT,
+    steps: int = 4,
+    temperature: float = 0.7,
+) -> list[str]:
+    """``prompt`` with every [MASK] filled, n times. Text i draws with seed + i, so it does not depend on n.
+
+    ``steps`` rounds of mask-predict; temperature 0 takes the likeliest tokens. Raises InputError for an empty
+    prompt, one without [MASK] or beyond the context, and for an option out of its range.
+    """
+    assert isinstance(model, BERT)
+    if n < 1:
+        raise InputError("n", n, "at least 1")
+    if steps < 1:
+        raise InputError("steps", steps, "at least 1")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise InputError("temperature", temperature, "a finite number, at least 0")
+    blanks = read_blanks(model, prompt, argument="prompt")
+    rows = mask_predict(
+        model, blanks, seeds=range(seed, seed + n), steps=steps, temperature=temperature, progress=progress
+    )
+    return [blanks.text(row) for row in rows]
+
+
+@torch.no_grad()
+def masked_accuracy(model: BERT, text: str, *, draws: int = 4) -> tuple[float, float]:
+    """(accuracy on hidden tokens, share of the commonest of them): ``draws`` times 15 % of the text become [MASK].
+
+    The second figure is what always guessing the single best token reaches on the very same positions.
+    """
+    tokens, context = torch.tensor(model.vocabulary.encode(normalise(text))), model.config.context
+    windows = tokens[: len(tokens) // context * context].view(-1, context)
+    lengths = torch.full((len(windows),), context)
+    right, hidden = 0, []
+    for i in range(draws):
+        generator = torch.Generator().manual_seed(i)
+        seen, chosen = hide(windows, lengths, model.mask_token, generator, masked=1.0, random=0.0)
+        guesses = torch.cat(
+            [model(*batch).argmax(-1) for batch in zip(seen.split(16), lengths.split(16), chosen.split(16))]
+        )
+        hidden.append(windows[chosen])
+        right += int((guesses == hidden[-1]).sum())
+    answers = torch.cat(hidden)
+    return right / len(answers), int(answers.bincount().max()) / len(answers)
+
+
+def evaluate(model: nn.Module) -> list[Gate]:
+    assert isinstance(model, BERT)
+    accuracy, unigram = masked_accuracy(model, data.topics().test)
+    return [Gate("hidden tokens of held-out text, against 3x the unigram", accuracy, ">=", 3 * unigram)]
