@@ -129,7 +129,7 @@ class Op:
         self.gradients = tuple(gradients)
         self.refuses = refuses
         parsed = torch._C.parse_schema(f"{name}{schema}")
-        self.single = len(parsed.returns) == 1
+        self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
         self._tensors_at = [i for i, a in enumerate(parsed.arguments) if "Tensor" in str(a.type)]
         self._native_here = native is not None and native_module.C is not None
