@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 import hexad_kernels
@@ -114,7 +115,7 @@ def test_float32_gradients_agree_with_plain_autograd_and_masked_ones_are_zero():
 
 def test_compiles_without_graph_breaks_and_once_for_all_pixels():
     x, w, b = inputs()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
         lambda x, row, col: maskedconv(x, w, b, row=row, col=col) + 1, fullgraph=True, backend=counter
     )

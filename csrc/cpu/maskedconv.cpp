@@ -32,21 +32,29 @@ struct MaskedProduct {
   }
 };
 
-// The inputs that pixel (row, col) sees, zero elsewhere.
+struct Pixel {
+  int64_t batch, top, left;  // where the kernel's first tap lies
+};
+
+// The inputs that each pixel of a block sees, zero elsewhere. Neighbours in turn: they share lines
+// of x, and channels often lie a multiple of 4 KB apart, where few lines fit the cache at once.
 template <class T>
-void gather(const MaskedConvArgs& a, int64_t batch, int64_t row, int64_t col, float* out) {
-  const int64_t kernel = a.kernel_height * a.kernel_width;
-  const int64_t top = row - a.kernel_height / 2, left = col - a.kernel_width / 2;
-  std::fill(out, out + a.inputs * kernel, 0.f);
-  const int64_t first = std::max<int64_t>(0, -left);
-  for (int64_t i = std::max<int64_t>(0, -top); i * a.kernel_width < a.taps; ++i) {
+void gather(const MaskedConvArgs& a, const Pixel* pixel, int rows, float* out) {
+  const int64_t kernel = a.kernel_height * a.kernel_width, size = a.inputs * kernel;
+  std::fill(out, out + rows * size, 0.f);
+  for (int64_t i = 0; i * a.kernel_width < a.taps; ++i) {
     const int64_t in_mask = std::min(a.kernel_width, a.taps - i * a.kernel_width);
-    const int64_t end = std::min(in_mask, a.width - left);
-    const T* x = static_cast<const T*>(a.x) + batch * a.x_stride[0] + (top + i) * a.x_stride[2];
-    float* to = out + i * a.kernel_width;
     for (int64_t c = 0; c < a.inputs; ++c)
-      for (int64_t j = first; j < end; ++j)
-        to[c * kernel + j] = to_float(x[c * a.x_stride[1] + (left + j) * a.x_stride[3]]);
+      for (int r = 0; r < rows; ++r) {
+        const Pixel& p = pixel[r];
+        if (p.top + i < 0) continue;
+        const T* x = static_cast<const T*>(a.x) + p.batch * a.x_stride[0] + c * a.x_stride[1] +
+                     (p.top + i) * a.x_stride[2];
+        float* to = out + r * size + c * kernel + i * a.kernel_width;
+        const int64_t end = std::min(in_mask, a.width - p.left);
+        for (int64_t j = std::max<int64_t>(0, -p.left); j < end; ++j)
+          to[j] = to_float(x[(p.left + j) * a.x_stride[3]]);
+      }
   }
 }
 
@@ -56,24 +64,24 @@ void pixels(const MaskedConvArgs& a, const Step& step, float* inputs, int64_t be
   const int64_t size = a.inputs * a.kernel_height * a.kernel_width;
   const int64_t wide = a.col_end - a.col_begin, image = (a.row_end - a.row_begin) * wide;
   const T* bias = static_cast<const T*>(a.bias);
-  for (int64_t p = begin; p < end; p += kRows) {
-    const int rows = int(std::min<int64_t>(kRows, end - p));
-    T* y[kRows];
-    for (int r = 0; r < rows; ++r) {
-      const int64_t batch = (p + r) / image, at = (p + r) % image;
-      gather<T>(a, batch, a.row_begin + at / wide, a.col_begin + at % wide, inputs + r * size);
-      y[r] = static_cast<T*>(a.y) + batch * a.outputs * image + at;
-    }
-    for (int64_t o = output; o < output_end; o += kColumns) {
-      const int columns = int(std::min<int64_t>(kColumns, output_end - o));
-      float sums[kRows * kColumns];
-      dots(inputs, size, rows, static_cast<const T*>(a.weight) + o * size, size, columns, size,
-           step, sums);
-      for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < columns; ++c) {
-          const float b = bias ? to_float(bias[o + c]) : 0.f;
-          put(y[r] + (o + c) * image, sums[r * kColumns + c] + b);
-        }
+  const int rows = int(end - begin);
+  Pixel pixel[kRows];
+  T* y[kRows];
+  for (int r = 0; r < rows; ++r) {
+    const int64_t batch = (begin + r) / image, at = (begin + r) % image;
+    pixel[r] = {batch, a.row_begin + at / wide - a.kernel_height / 2,
+                a.col_begin + at % wide - a.kernel_width / 2};
+    y[r] = static_cast<T*>(a.y) + batch * a.outputs * image + at;
+  }
+  gather<T>(a, pixel, rows, inputs);
+  for (int64_t o = output; o < output_end; o += kColumns) {
+    const int columns = int(std::min<int64_t>(kColumns, output_end - o));
+    float sums[kRows * kColumns];
+    dots(inputs, size, rows, static_cast<const T*>(a.weight) + o * size, size, columns, size, step,
+         sums);
+    for (int c = 0; c < columns; ++c) {
+      const float b = bias ? to_float(bias[o + c]) : 0.f;
+      for (int r = 0; r < rows; ++r) put(y[r] + (o + c) * image, sums[r * kColumns + c] + b);
     }
   }
 }
