@@ -44,31 +44,33 @@ def contract(
     outputs: int,
 ) -> tuple[Tensor, ...]:
     check.tensor(x, "x", dtypes=STATE)
+    shape = x.shape
     check.tensor(table, "table", rank=3, dtypes=STATE)
-    if table.shape[1] != 4 or table.shape[2] != 8:
+    steps, *row = table.shape
+    if row != [4, 8] or table.dtype != x.dtype or table.device != x.device:
         check.shape(table, "table", (None, 4, 8), "(steps, [A B c g], C)")
-    check.like(table, "table", x, "x")
-    if not 0 <= index < table.shape[0]:
-        raise ValueError(f"index: got {index}, wants 0 to {table.shape[0] - 1}, a row of the table")
+        check.like(table, "table", x, "x")
+    if not 0 <= index < steps:
+        raise ValueError(f"index: got {index}, wants 0 to {steps - 1}, a row of the table")
     if not 1 <= outputs <= 3:
         raise ValueError(f"outputs: got {outputs}, wants 1, 2 or 3")
-    shape = x.shape
     check.tensor(model_output, "model_output")
-    if model_output.shape != shape:
-        check.shape(model_output, "model_output", tuple(shape), "x's shape")
-    check.like(model_output, "model_output", x, "x", dtype=False)
+    if model_output.shape != shape or model_output.device != x.device:
+        check.shape(model_output, "model_output", shape, "x's shape")
+        check.like(model_output, "model_output", x, "x", dtype=False)
     if uncond is not None:
-        check.tensor(uncond, "uncond")
-        if uncond.shape != shape:
-            check.shape(uncond, "uncond", tuple(shape), "x's shape")
-        check.like(uncond, "uncond", model_output, "model_output")
-    for value, name in ((h1, "history[0]"), (h2, "history[1]"), (h3, "history[2]"), (last, "last"), (noise, "noise")):
-        if value is not None:
-            check.tensor(value, name)
-            if value.shape != shape:
-                check.shape(value, name, tuple(shape), "x's shape")
-            check.like(value, name, x, "x")
-    return tuple([torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(outputs)])
+        check.operand(uncond, "uncond", model_output, "model_output", shape)
+    if h1 is not None:
+        check.operand(h1, "history[0]", x, "x", shape)
+    if h2 is not None:
+        check.operand(h2, "history[1]", x, "x", shape)
+    if h3 is not None:
+        check.operand(h3, "history[2]", x, "x", shape)
+    if last is not None:
+        check.operand(last, "last", x, "x", shape)
+    if noise is not None:
+        check.operand(noise, "noise", x, "x", shape)
+    return tuple([x.new_empty(shape) for _ in range(outputs)])
 
 
 def _require_present(row: Tensor, states: Sequence[Tensor | None], outputs: int) -> None:
