@@ -40,18 +40,6 @@ def like(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: boo
         raise TypeError(f"{name}: got {names([value.dtype])}, wants {other_name}'s {names([other.dtype])}")
 
 
-def operand(value: Tensor, name: str, other: Tensor, other_name: str, want: tuple[int, ...], meaning: str = "") -> None:
-    """`value` is a floating tensor of shape `want` in `other`'s dtype, on its device. Cheap when it is."""
-    try:
-        if value.shape == want and value.dtype == other.dtype and value.device == other.device:
-            return
-    except AttributeError:
-        pass
-    tensor(value, name)
-    shape(value, name, want, meaning)
-    like(value, name, other, other_name)
-
-
 def choice(value: object, name: str, options: Mapping[str, int]) -> int:
     """The number of a named option."""
     try:

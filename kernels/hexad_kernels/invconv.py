@@ -25,9 +25,13 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
     if x.ndim < 2:
         raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, channels, *spatial)")
     c = x.shape[1]
-    check.operand(weight, "weight", x, "x", (c, c), "x's channels, twice")
+    check.tensor(weight, "weight")
+    check.shape(weight, "weight", (c, c), "x's channels, twice")
+    check.like(weight, "weight", x, "x")
     if bias is not None:
-        check.operand(bias, "bias", x, "x", (c,), "x's channels")
+        check.tensor(bias, "bias")
+        check.shape(bias, "bias", (c,), "x's channels")
+        check.like(bias, "bias", x, "x")
     return (x.new_empty(x.shape),)
 
 

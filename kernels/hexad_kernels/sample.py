@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,9 @@ def contract(
     if vocabulary == 0:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, wants at least one token")
     if not (0 <= temperature < math.inf and top_k >= 0 and 0 <= top_p <= 1 and 0 <= min_p <= 1):
-        for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p), ("min_p", min_p)):
-            if not _ok(name, value):
-                raise ValueError(f"{name}: got {value}, wants {RANGES[name]}")
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        name = next(name for name, value in given.items() if not _ok(name, value))
+        raise ValueError(f"{name}: got {given[name]}, wants {RANGES[name]}")
     if position < 0:
         raise ValueError(f"position: got {position}, wants at least 0")
     if seeds is None:
@@ -69,9 +70,9 @@ def contract(
         _per_row(positions, "position", logits, (torch.int64,))
     if top_ks is not None:
         _per_row(top_ks, "top_k", logits, (torch.int64,))
-    for value, name in ((temperatures, "temperature"), (top_ps, "top_p"), (min_ps, "min_p")):
-        if value is not None:
-            _per_row(value, name, logits, check.FLOATS)
+    for per_row, name in ((temperatures, "temperature"), (top_ps, "top_p"), (min_ps, "min_p")):
+        if per_row is not None:
+            _per_row(per_row, name, logits, check.FLOATS)
     return (logits.new_empty(batch, dtype=torch.int64),)
 
 
@@ -200,11 +201,12 @@ def sample(
     Raises ValueError, and returns nothing, for a row that has NaN or is -inf everywhere (naming it) and for a
     parameter out of range.
     """
-    scalar, rows = [], []
+    scalar: list[Any] = []
+    rows: list[Tensor | None] = []
     for value, off in ((position, 0), (temperature, 0.0), (top_k, 0), (top_p, 1.0), (min_p, 0.0)):
         given = isinstance(value, Tensor)
         scalar.append(off if given else value)
-        rows.append(value if given else None)
+        rows.append(value if isinstance(value, Tensor) else None)
     if seeds is not None and not isinstance(seeds, Tensor):
         seeds = as_seeds(seeds).to(logits.device)
     for i in (1, 3, 4):

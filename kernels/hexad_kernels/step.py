@@ -30,6 +30,14 @@ STATES = ("x", "history[0]", "history[1]", "history[2]", "last", "noise")
 COLUMNS = (0, 3, 4, 5, 6, 7)  # where STATES stand in a row of C
 
 
+def _same(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: bool = True) -> None:
+    """`value` is like `other` in shape and device, and in dtype if it is to be. Cheap when it is."""
+    check.tensor(value, name)
+    if value.shape != other.shape or value.device != other.device or (dtype and value.dtype != other.dtype):
+        check.shape(value, name, tuple(other.shape), f"{other_name}'s shape")
+        check.like(value, name, other, other_name, dtype=dtype)
+
+
 def contract(
     table: Tensor,
     index: int,
@@ -54,22 +62,19 @@ def contract(
         raise ValueError(f"index: got {index}, wants 0 to {steps - 1}, a row of the table")
     if not 1 <= outputs <= 3:
         raise ValueError(f"outputs: got {outputs}, wants 1, 2 or 3")
-    check.tensor(model_output, "model_output")
-    if model_output.shape != shape or model_output.device != x.device:
-        check.shape(model_output, "model_output", shape, "x's shape")
-        check.like(model_output, "model_output", x, "x", dtype=False)
+    _same(model_output, "model_output", x, "x", dtype=False)
     if uncond is not None:
-        check.operand(uncond, "uncond", model_output, "model_output", shape)
+        _same(uncond, "uncond", model_output, "model_output")
     if h1 is not None:
-        check.operand(h1, "history[0]", x, "x", shape)
+        _same(h1, "history[0]", x, "x")
     if h2 is not None:
-        check.operand(h2, "history[1]", x, "x", shape)
+        _same(h2, "history[1]", x, "x")
     if h3 is not None:
-        check.operand(h3, "history[2]", x, "x", shape)
+        _same(h3, "history[2]", x, "x")
     if last is not None:
-        check.operand(last, "last", x, "x", shape)
+        _same(last, "last", x, "x")
     if noise is not None:
-        check.operand(noise, "noise", x, "x", shape)
+        _same(noise, "noise", x, "x")
     return tuple([x.new_empty(shape) for _ in range(outputs)])
 
 
