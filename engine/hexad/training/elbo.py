@@ -12,16 +12,20 @@ from torch import Tensor
 from hexad.models.vae import VAE
 
 
-def elbo_terms(model: VAE, levels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(-log p(x | z), KL(q(z | x) || N(0, I)), logits), the first two (B,) in nats (Kingma & Welling 2013,
-    arXiv 1312.6114): the evidence lower bound is -(first + second).
+def elbo_terms(model: VAE, levels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """(-log p(x | z), KL(q(z | x) || N(0, I))), both (B,) in nats (Kingma & Welling 2013, arXiv 1312.6114): the
+    evidence lower bound is -(first + second).
 
-    levels (B, H, W) uint8; noise (B, latent) standard normals, which place z within q(z | x).
+    levels (B, H, W) uint8; noise (B, latent) standard normals, which place z within q(z | x), or (K, B, latent): the
+    first is then the mean over K of them.
     """
     mean, log_variance = model.encode(to_image(levels, model.config.levels))
-    logits = model.decode(mean + noise * (0.5 * log_variance).exp())
-    distortion = F.cross_entropy(logits, levels.long(), reduction="none").sum((1, 2))
-    return distortion, gaussian_kl(mean, log_variance), logits
+    draws = noise.view(-1, *mean.shape)
+    distortion = torch.zeros(len(levels), device=mean.device)
+    for draw in draws:
+        logits = model.decode(mean + draw * (0.5 * log_variance).exp())
+        distortion = distortion + F.cross_entropy(logits, levels.long(), reduction="none").sum((1, 2))
+    return distortion / len(draws), gaussian_kl(mean, log_variance)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ def elbo_loss(
     def loss(i: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(levels), (batch,), generator=generator)
         noise = torch.randn(batch, model.config.latent, generator=generator)
-        distortion, kl, _ = elbo_terms(model, levels[rows], noise)
+        distortion, kl = elbo_terms(model, levels[rows], noise)
         weight = min(1.0, (i + 1) / kl_warmup) if kl_warmup else 1.0
         figures = {"kl": float(kl.detach().mean()) * per_dim}
         return (distortion + weight * kl).mean() * per_dim, figures
