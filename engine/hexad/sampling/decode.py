@@ -1,7 +1,7 @@
 """Autoregressive decoding: one token after another, each drawn from the model's distribution given those before.
 
-    logits = prefill(prompts)
-    repeat: token ~ sample(logits);  logits = decode(token)
+logits = prefill(prompts)
+repeat: token ~ sample(logits);  logits = decode(token)
 """
 
 from collections.abc import Callable, Sequence

@@ -19,7 +19,7 @@ from ..training.masked import hide, masked_language
 CONFIG = Config()
 RECIPE = Recipe(steps=5000, batch=8, lr=1.5e-3, warmup=200, weight_decay=0.1, ema=0.995)
 OPTIONS = frozenset({"prompt", "steps", "temperature"})
-PROMPT = "The [MASK] statement is used to [MASK] a value from a [MASK]."
+PROMPT = "The [MASK] of a [MASK] is evaluated before the [MASK] is called."
 SHORTEST = 8
 
 
