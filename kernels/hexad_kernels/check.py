@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +55,10 @@ def operand(value: object, name: str, want: tuple[int, ...], other: Tensor, othe
     shape(given, name, want, meaning)
 
 
-def choice(value: object, name: str, options: Mapping[str, int]) -> int:
+def choice(value: object, name: str, options: Mapping[Any, int]) -> int:
     """The number of a named option."""
     try:
-        return options[value]  # type: ignore[index]
+        return options[value]
     except (KeyError, TypeError):
         wanted = ", ".join(repr(o) for o in options)
         raise ValueError(f"{name}: got {value!r}, wants one of {wanted}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get("HEXAD_BACKEND") == "reference" and os.environ.get("HEXAD_NO_NATIVE"):
         return None, "HEXAD_NO_NATIVE is set"
     try:
-        from hexad_kernels import _C
+        _C = import_module("hexad_kernels._C")
     except ImportError as error:
         return None, f"the compiled module is not there ({error})"
     path = _torch_openmp()
