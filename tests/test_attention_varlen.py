@@ -61,7 +61,7 @@ def int32(*values):
         ({"cu_seqlens_q": int32(1, 5, 75, 108, 108)}, ValueError, "cu_seqlens_q: starts with 1, wants 0"),
         ({"cu_seqlens_q": int32(0, 80, 75, 108, 108)}, ValueError, "cu_seqlens_q: falls from 80 to 75 at 2"),
         ({"cu_seqlens_k": int32(0, 5, 8, 98, 104)}, ValueError, "cu_seqlens_k: ends with 104, wants the 105 tokens"),
-        ({"cu_seqlens_k": int32(0, 105)}, ValueError, "cu_seqlens_k: got shape (2,), wants (5,)"),
+        ({"cu_seqlens_k": int32(0, 105)}, ValueError, "cu_seqlens_k: got shape (2,), wants (5) = cu_seqlens_q's"),
         ({"cu_seqlens_q": int32()}, ValueError, "cu_seqlens_q: is empty"),
         ({"cu_seqlens_q": torch.zeros(5)}, TypeError, "cu_seqlens_q: got float32, wants int32"),
         ({"q": torch.zeros(1, 108, 6, 24)}, ValueError, "q: got 4 dimensions"),

@@ -1,6 +1,7 @@
 """merge_attention beyond the promises: parts merge to the whole, empty parts are ignored; errors."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hexad_kernels import attention, merge_attention
 def parts(dtype, cuts=(0, 30, 31, 100)):
     g = torch.Generator().manual_seed(5)
     q, k, v = (torch.randn(2, 3, n, 40, generator=g).to(dtype) for n in (20, 100, 100))
-    pieces = [attention(q, k[:, :, a:b], v[:, :, a:b], return_lse=True) for a, b in zip(cuts, cuts[1:])]
+    pieces = [attention(q, k[:, :, a:b], v[:, :, a:b], return_lse=True) for a, b in pairwise(cuts)]
     return attention(q, k, v, return_lse=True), pieces
 
 
