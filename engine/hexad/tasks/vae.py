@@ -17,7 +17,7 @@ from hexad.training.elbo import elbo_loss, elbo_terms, to_image
 from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
 
-RECIPE = Recipe(steps=900, batch=128, lr=2e-3, ema=0.99, weight_decay=0.05)
+RECIPE = Recipe(steps=700, batch=128, lr=2e-3, ema=0.99, weight_decay=0.05)
 OPTIONS: frozenset[str] = frozenset()
 DRAWS = 8
 

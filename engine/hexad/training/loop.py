@@ -158,7 +158,7 @@ def run(
         if progress is not None:
             progress(start, {})
     saved = time.monotonic()
-    with _polite_interrupt() as interrupted, _deterministic(), hexad_kernels.backend("reference"):
+    with _polite_interrupt() as interrupted, _deterministic(), _one_thread(), hexad_kernels.backend("reference"):
         for i in range(start, recipe.steps):
             torch.manual_seed(step_seed(recipe.seed, i))  # what draws outside the step's generator, such as dropout
             figures = trainer.step(i)
@@ -212,6 +212,17 @@ def _deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
         settings.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The models are small enough for one core, and so a checkpoint's bits do not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
