@@ -54,8 +54,8 @@ def generate(
     x = invert.sample(cast(Flow, model), torch.arange(seed, seed + n), temperature=temperature)
     if progress is not None:
         progress(1, 1)
-    levels = (x[:, 0] * data.LEVELS).floor().clamp(0, data.LEVELS - 1)
-    return levels / (data.LEVELS - 1)
+    # The middle of a level's bin becomes the level. Not rounded to levels: a last bit would flip whole ones.
+    return ((x[:, 0] * data.LEVELS - 0.5) / (data.LEVELS - 1)).clamp(0, 1)
 
 
 @torch.no_grad()
