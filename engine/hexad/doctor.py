@@ -101,13 +101,11 @@ def print_report(console: Console) -> None:
     machine: dict[str, object] = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "torch threads": torch.get_num_threads(),
-        "torch CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
     }
     try:
         hexad_kernels = kernels()
     except HexadError:
-        console.print(_rows("machine", machine), _rows("versions", _versions()))
+        console.print(_rows("machine", machine), _rows("versions", _versions()), _rows("checkpoints", _checkpoints()))
         raise
     console.print(_rows("machine", machine | hexad_kernels.machine()))
     console.print(_rows("versions", _versions()))
