@@ -28,7 +28,8 @@ from torch.nn import Parameter
 
 from hexad_kernels import native
 
-BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted")
+BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
+NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 OPS: dict[str, Op] = {}
 
@@ -157,7 +158,7 @@ class Op:
         chosen = self._choose(args)
         if chosen == "reference":
             return self.reference(*args)
-        if chosen in ("cpu", "cuda"):
+        if chosen in NATIVE_DEVICES:
             self.native(outputs, *args)  # type: ignore[misc]
         else:
             self._triton_module().run(outputs, *args)
@@ -197,13 +198,15 @@ class Op:
             return None
         tensors = [a for a in args if isinstance(a, Tensor)]
         kind = tensors[0].device.type if tensors else "cpu"
-        if name in ("cpu", "cuda"):
-            if kind != name:
+        if name in NATIVE_DEVICES:
+            if kind != NATIVE_DEVICES[name]:
                 return f"the tensors are on {kind}"
-            if self.native is None or (name == "cuda" and not self.cuda):
+            if self.native is None or (name != "cpu" and not self.cuda):
                 return f"{self.name} has no {name} kernel"
             if native.C is None:
                 return native.missing
+            if native.emulated != (name == "cuda-emulated"):
+                return f"HEXAD_CUDA_EMULATED was {'' if native.emulated else 'not '}set when the process started"
             if name == "cuda" and native.C.cuda_missing():
                 return native.C.cuda_missing()
             for a in tensors:
