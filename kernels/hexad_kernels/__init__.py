@@ -1,6 +1,8 @@
 """Kernels of generative models as plain functions on tensors, each with a plain torch reference beside it."""
 
+from hexad_kernels.attention import attention
 from hexad_kernels.coupling import coupling
+from hexad_kernels.decode import decode
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
 
@@ -9,9 +11,11 @@ __all__ = [
     "OPS",
     "BackendError",
     "Explanation",
+    "attention",
     "backend",
     "cmake_prefix",
     "coupling",
+    "decode",
     "explain",
     "machine",
 ]

@@ -1,0 +1,179 @@
+"""attention: every query row's softmax-weighted mean of the values it may see.
+
+    s_ij = scale * <q_i, k_j>              then, with softcap c:  s_ij <- c * tanh(s_ij / c)
+    s_ij <- s_ij + mask_ij  or  -inf where key j is hidden from row i
+    out_i = sum_j exp(s_ij - lse_i) v_j,   lse_i = ln sum_j exp(s_ij)
+
+A hidden key (mask False or -inf, outside the window, ahead of a causal row) contributes nothing, whatever its key and
+value hold. A row that sees nothing gives out = 0, lse = -inf.
+
+The kernels never hold the (Sq, Skv) matrix: keys come in tiles of 64 counted from key 0 and the softmax is carried
+from tile to tile. A row's bits depend on its own visible keys only.
+
+Papers: Vaswani et al. 2017 (arXiv 1706.03762), Milakov & Gimelshein 2018 (online softmax, 1805.02867), Dao et al. 2022
+(FlashAttention, 2205.14135), Ainslie et al. 2023 (grouped queries, 2305.13245).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hexad_kernels import check
+from hexad_kernels.op import Op
+
+CAUSAL = {False: 0, True: 1, "upper_left": 2}
+
+
+def window_sides(window: object, causal: bool) -> tuple[int, int]:
+    """(left, right): a row at position p sees keys p - left .. p + right; -1: no limit on that side."""
+    if window is None:
+        return -1, -1
+    if type(window) is int and window >= 1:
+        return window - 1, (0 if causal else window - 1)
+    if isinstance(window, (tuple, list)) and len(window) == 2 and all(type(w) is int and w >= -1 for w in window):
+        return window[0], window[1]
+    raise ValueError(f"window: got {window!r}, wants None, an int of at least 1, or (left, right) ints of at least -1")
+
+
+def check_numbers(softcap: float | None, scale: float | None) -> None:
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap: got {softcap}, wants a positive number or None")
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"scale: got {scale}, wants a finite number or None for 1/sqrt(D)")
+
+
+def check_heads(q: Tensor, heads: int, kv_heads: int, name: str) -> None:
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"{name}: has {kv_heads} heads, wants a number that divides q's {heads}")
+    if q.shape[-1] < 1:
+        raise ValueError("q: got head dimension 0, wants at least 1")
+
+
+def _check_mask(mask: Tensor, q: Tensor, want: tuple[int, int, int, int]) -> None:
+    check.tensor(mask, "mask", dtypes=(torch.bool, *check.FLOATS))
+    check.like(mask, "mask", q, "q", dtype=False)
+    if mask.dtype not in (torch.bool, torch.float32, q.dtype):
+        raise TypeError(f"mask: got {check.names([mask.dtype])}, wants bool, float32 or q's {check.names([q.dtype])}")
+    if mask.ndim > 4 or any(g not in (1, w) for g, w in zip(reversed(mask.shape), reversed(want))):
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, wants one that broadcasts to {want}")
+
+
+def contract(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
+    softcap: float | None, scale: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    check.tensor(q, "q", rank=4)
+    check.tensor(k, "k", rank=4)
+    check.tensor(v, "v", rank=4)
+    batch, heads, rows, dim = q.shape
+    _, kv_heads, keys, value_dim = v.shape
+    if k.shape[0] != batch or k.shape[1] != kv_heads or k.shape[2] != keys or k.shape[3] != dim:
+        check.shape(k, "k", (batch, None, None, dim), "(B, Hkv, Skv, D)")
+    if v.shape[:3] != k.shape[:3]:
+        check.shape(v, "v", (*k.shape[:3], None), "(B, Hkv, Skv, Dv)")
+    check_heads(q, heads, kv_heads, "k")
+    for value, name in ((k, "k"), (v, "v")):
+        check.like(value, name, q, "q")
+    if mask is not None:
+        _check_mask(mask, q, (batch, heads, rows, keys))
+    check_numbers(softcap, scale)
+    lse = torch.empty((batch, heads, rows), dtype=check.statistics_dtype(q.dtype), device=q.device)
+    return q.new_empty((batch, heads, rows, value_dim)), lse
+
+
+def visible_keys(rows: int, keys: int, causal: int, left: int, right: int, device: torch.device) -> Tensor:
+    """(rows, keys) bool: what causality and the window leave."""
+    position = torch.arange(rows, device=device)[:, None] + (0 if causal == 2 else keys - rows)
+    ahead = torch.arange(keys, device=device) - position
+    visible = torch.ones((rows, keys), dtype=torch.bool, device=device)
+    if left >= 0:
+        visible &= ahead >= -left
+    if right >= 0:
+        visible &= ahead <= right
+    if causal:
+        visible &= ahead <= 0
+    return visible
+
+
+def _weighted(p: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """p @ v in which hidden keys contribute nothing even where v is NaN or infinite."""
+    finite = v.isfinite()
+    if finite.all():
+        return p @ v
+    special = p.unsqueeze(-1) * torch.where(finite, 0.0, v).unsqueeze(-3)
+    return p @ torch.where(finite, v, 0.0) + torch.where(visible.unsqueeze(-1), special, 0.0).sum(-2)
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
+    softcap: float | None, scale: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dtype = check.statistics_dtype(q.dtype)
+    group = q.shape[1] // k.shape[1]
+    k, v = (t.to(dtype).repeat_interleave(group, dim=1) for t in (k, v))
+    s = q.to(dtype) * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT
+    if softcap is not None:
+        s = softcap * torch.tanh(s / softcap)
+    visible = visible_keys(q.shape[2], k.shape[2], causal, left, right, q.device)
+    if mask is not None and mask.dtype == torch.bool:
+        visible = visible & mask
+    elif mask is not None:
+        visible = visible & (mask != -math.inf)
+        s = s + mask.to(dtype)
+    visible = visible.expand(s.shape)
+    s = s.masked_fill(~visible, -math.inf)
+    # The extra column makes the maximum of no keys -inf.
+    m = torch.nn.functional.pad(s.detach(), (0, 1), value=-math.inf).amax(-1, keepdim=True)
+    m = torch.where(m == -math.inf, 0.0, m)
+    p = torch.exp(s - m)
+    total = p.sum(-1, keepdim=True)
+    nothing = total == 0
+    total = torch.where(nothing, 1.0, total)
+    out = (_weighted(p, v, visible) / total).to(q.dtype)
+    return out, torch.where(nothing, -math.inf, m + torch.log(total)).squeeze(-1)
+
+
+_op = Op(
+    "attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, int causal, int left, int right, float? softcap, float? scale)"
+    " -> (Tensor, Tensor)",
+    contract=contract,
+    reference=reference,
+    gradients=(0, 1, 2, 3),
+)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool | str = False,
+    mask: Tensor | None = None,
+    window: int | tuple[int, int] | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention over a whole sequence of queries.
+
+    q          (B, Hq, Sq, D); float32, bfloat16 (float16, float64 through the reference)
+    k, v       (B, Hkv, Skv, D), (B, Hkv, Skv, Dv), dtype and device of q; Hkv divides Hq: query head h reads key head
+               h // (Hq / Hkv). Any strides.
+    causal     True: row i sits at position i + Skv - Sq (the last row sees every key); "upper_left": at position i
+    mask       broadcastable to (B, Hq, Sq, Skv): bool (True = attend), or added to the scores (float32 or q's dtype)
+    window     w: keys at most w - 1 before the row's position, and as far after it unless causal;
+               (left, right): keys from position - left to position + right, -1 = no limit
+    softcap    c > 0: scores become c * tanh(s / c), before masks
+    scale      default 1 / sqrt(D)
+    Returns out (B, Hq, Sq, Dv) like q; with return_lse also lse (B, Hq, Sq), natural logarithm, float32 (float64 for
+    float64). A row without a visible key: out 0, lse -inf. Differentiable in q, k, v and a floating mask.
+    Raises ValueError (shapes, options, devices) or TypeError (dtypes) that names the argument.
+    """
+    kind = check.choice(causal, "causal", CAUSAL)
+    left, right = window_sides(window, kind != 0)
+    out, lse = _op(q, k, v, mask, kind, left, right, softcap, scale)
+    return (out, lse) if return_lse else out
