@@ -1,9 +1,10 @@
 """What every Triton kernel shares: launches, and elementary functions from exp and log alone (libdevice cannot be
-interpreted). Kernels compute in float32: each load is followed by .to(tl.float32), without which the interpreter
-would take bfloat16's bits for integers."""
+interpreted). The interpreter takes bfloat16's bits for integers, so a kernel converts what it loads to float32 at
+once, or, where a matrix instruction wants bfloat16, through widen()."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -31,6 +33,11 @@ def refuse_dtypes(*tensors: Tensor | None) -> str | None:
         if t is not None and t.dtype not in DTYPES:
             return f"{t.dtype} (its kernels are for float32, bfloat16 and float16)"
     return None
+
+
+@triton.jit
+def widen(x, UP: tl.constexpr):
+    return x.to(tl.float32) if UP else x
 
 
 @triton.jit
