@@ -3,8 +3,12 @@
 from hexad_kernels.attention import attention
 from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
+from hexad_kernels.invconv import invconv
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+from hexad_kernels.randn import randn
+from hexad_kernels.sample import sample
+from hexad_kernels.step import step
 
 __all__ = [
     "BACKENDS",
@@ -17,5 +21,9 @@ __all__ = [
     "coupling",
     "decode",
     "explain",
+    "invconv",
     "machine",
+    "randn",
+    "sample",
+    "step",
 ]

@@ -1,0 +1,169 @@
+"""step: one update of any diffusion or flow-matching sampler, as a row of a table of coefficients.
+
+    m     = uncond + g (model_output - uncond)          guidance; without uncond, m = model_output
+    p     = clip(A x + B m, -c, c)                      the clean image (or noise) that m implies
+    out_k = C[k] . (x, m, p, h1, h2, h3, last, z)       k = 0 .. outputs - 1
+
+    table[index] = [[A, B, c, g, 0, 0, 0, 0], C[0], C[1], C[2]]
+
+DDPM, DDIM, Euler, Heun, DPM-Solver++, UniPC, LCM and their like are linear in these eight inputs, so each
+is its own numbers. x is the state, h1..h3 earlier values of p (or what a sampler keeps), `last` a saved
+state, z standard normal noise. c = inf turns the clipping off. A term whose coefficient is 0 is left out:
+what its input holds, NaN and inf too, does not matter. The sum runs in the order above, in float32.
+
+Papers: Ho & Salimans 2022 (guidance, arXiv 2207.12598), Song et al. 2020 (DDIM, 2010.02502), Lu et al. 2022
+(DPM-Solver++, 2211.01095).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hexad_kernels import check, native
+from hexad_kernels.op import Op
+
+STATE = (torch.float32, torch.float64)
+STATES = ("x", "history[0]", "history[1]", "history[2]", "last", "noise")
+COLUMNS = (0, 3, 4, 5, 6, 7)  # where STATES stand in a row of C
+
+
+def contract(
+    table: Tensor,
+    index: int,
+    x: Tensor,
+    model_output: Tensor,
+    uncond: Tensor | None,
+    h1: Tensor | None,
+    h2: Tensor | None,
+    h3: Tensor | None,
+    last: Tensor | None,
+    noise: Tensor | None,
+    outputs: int,
+) -> tuple[Tensor, ...]:
+    check.tensor(x, "x", dtypes=STATE)
+    check.tensor(table, "table", rank=3, dtypes=STATE)
+    if table.shape[1] != 4 or table.shape[2] != 8:
+        check.shape(table, "table", (None, 4, 8), "(steps, [A B c g], C)")
+    check.like(table, "table", x, "x")
+    if not 0 <= index < table.shape[0]:
+        raise ValueError(f"index: got {index}, wants 0 to {table.shape[0] - 1}, a row of the table")
+    if not 1 <= outputs <= 3:
+        raise ValueError(f"outputs: got {outputs}, wants 1, 2 or 3")
+    shape = x.shape
+    check.tensor(model_output, "model_output")
+    if model_output.shape != shape:
+        check.shape(model_output, "model_output", tuple(shape), "x's shape")
+    check.like(model_output, "model_output", x, "x", dtype=False)
+    if uncond is not None:
+        check.tensor(uncond, "uncond")
+        if uncond.shape != shape:
+            check.shape(uncond, "uncond", tuple(shape), "x's shape")
+        check.like(uncond, "uncond", model_output, "model_output")
+    for value, name in ((h1, "history[0]"), (h2, "history[1]"), (h3, "history[2]"), (last, "last"), (noise, "noise")):
+        if value is not None:
+            check.tensor(value, name)
+            if value.shape != shape:
+                check.shape(value, name, tuple(shape), "x's shape")
+            check.like(value, name, x, "x")
+    return tuple([torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(outputs)])
+
+
+def _require_present(row: Tensor, states: Sequence[Tensor | None], outputs: int) -> None:
+    """An absent input has coefficient 0 in every output that is asked for."""
+    for k, coefficients in enumerate(row[1 : 1 + outputs].tolist()):
+        for value, name, column in zip(states, STATES, COLUMNS):
+            if value is None and coefficients[column] != 0:
+                raise ValueError(
+                    f"{name}: missing, but output {k} of this step takes it times {coefficients[column]:g}"
+                )
+
+
+def _sum(coefficients: Tensor, values: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    total = torch.zeros_like(like)
+    for c, v in zip(coefficients, values):
+        if v is not None:
+            total = total + torch.where(c == 0, 0.0, c * v)
+    return total
+
+
+def reference(
+    table: Tensor,
+    index: int,
+    x: Tensor,
+    model_output: Tensor,
+    uncond: Tensor | None,
+    h1: Tensor | None,
+    h2: Tensor | None,
+    h3: Tensor | None,
+    last: Tensor | None,
+    noise: Tensor | None,
+    outputs: int,
+) -> list[Tensor]:
+    row = table[index]
+    if table.device.type == "cpu":
+        _require_present(row, (x, h1, h2, h3, last, noise), outputs)
+    a, b, clip, g = row[0, :4]
+    m = model_output.to(x.dtype)
+    if uncond is not None:
+        u = uncond.to(x.dtype)
+        m = u + g * (m - u)
+    p = torch.clamp(_sum(torch.stack((a, b)), (x, m), x), -clip, clip)
+    return [_sum(row[1 + k], (x, m, p, h1, h2, h3, last, noise), x) for k in range(outputs)]
+
+
+def _native(
+    outputs: tuple[Tensor, ...],
+    table: Tensor, index: int, x: Tensor, model_output: Tensor, uncond: Tensor | None, h1: Tensor | None,
+    h2: Tensor | None, h3: Tensor | None, last: Tensor | None, noise: Tensor | None, count: int,
+) -> None:  # fmt: skip
+    inputs = [t if t is None or t.is_contiguous() else t.contiguous()
+              for t in (table, x, model_output, uncond, h1, h2, h3, last, noise)]  # fmt: skip
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        raise ValueError("step: an input requires grad; call it under torch.no_grad(), or force backend('reference')")
+    out = (*outputs, None, None)
+    native.C.step(*inputs, out[0], out[1], out[2], index)
+
+
+_op = Op(
+    "step",
+    "(Tensor table, SymInt index, Tensor x, Tensor model_output, Tensor? uncond, Tensor? h1, Tensor? h2, Tensor? h3,"
+    " Tensor? last, Tensor? noise, int outputs) -> Tensor[]",
+    contract=contract,
+    reference=reference,
+)
+
+
+def step(
+    table: Tensor,
+    index: int,
+    x: Tensor,
+    model_output: Tensor,
+    uncond: Tensor | None = None,
+    *,
+    history: Sequence[Tensor | None] = (),
+    last: Tensor | None = None,
+    noise: Tensor | None = None,
+    outputs: int = 1,
+) -> tuple[Tensor, ...]:
+    """One step of a sampler: row `index` of its coefficient table applied to the state.
+
+    table         (T, 4, 8) float32, on x's device
+    x             the state, any shape, float32 (float64, with a float64 table, through the reference)
+    model_output  x's shape, float32 or bfloat16; uncond like it: the unconditional output of guidance
+    history       up to three tensors like x: h1, h2, h3; last, noise: like x
+    outputs       how many of C's rows to compute, 1 to 3
+    Returns a tuple of `outputs` tensors like x.
+
+    Raises ValueError for an index outside the table, and for an absent input whose coefficient is not 0 in a
+    row that is asked for (not seen with a table on a GPU: reading it would stall the device). A sampler's
+    step has no gradient here: an input that requires grad raises, unless backend("reference") is forced.
+    """
+    h = tuple(history)
+    if len(h) != 3:
+        if len(h) > 3 or isinstance(history, Tensor):
+            raise ValueError(f"history: got {len(h)} tensors, wants a tuple of at most 3")
+        h = (*h, None, None, None)[:3]
+    return tuple(_op(table, index, x, model_output, uncond, *h, last, noise, outputs))
