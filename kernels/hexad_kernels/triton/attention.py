@@ -16,6 +16,8 @@ from torch import Tensor
 
 from hexad_kernels.triton.common import INTERPRETED, launch, refuse_dtypes, tanh, widen
 
+CAREFUL_COLUMNS = tl.constexpr(16)
+
 
 @triton.jit
 def online_softmax(s, visible, m, total):
@@ -29,20 +31,15 @@ def online_softmax(s, visible, m, total):
 
 
 @triton.jit
-def special_values(p, visible, v, BN: tl.constexpr):
-    """What NaN and infinite values add to the rows that see their keys, one key at a time."""
+def add_special(acc, p, v_ptr, v_row, keys, BN: tl.constexpr):
+    """acc plus what NaN and infinite values add, one key at a time; p is negative where a row doesn't see a key."""
     columns = tl.arange(0, BN)
-    finite = tl.abs(v) < float("inf")
-    total = tl.zeros((p.shape[0], v.shape[1]), tl.float32)
-    if tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) > 0:
-        for j in range(0, BN):
-            here = columns == j
-            weight = tl.sum(tl.where(here[None, :], p, 0.0), 1)
-            seen = tl.max(tl.where(here[None, :] & visible, 1, 0), 1)
-            value = tl.sum(tl.where(here[:, None] & (finite == 0), v, 0.0), 0)
-            which = tl.max(tl.where(here[:, None] & (finite == 0), 1, 0), 0)
-            total += tl.where((seen[:, None] > 0) & (which[None, :] > 0), weight[:, None] * value[None, :], 0.0)
-    return total
+    for j in range(0, tl.minimum(BN, keys)):
+        value = tl.load(v_ptr + j * v_row).to(tl.float32)
+        weight = tl.sum(tl.where((columns == j)[None, :], p, 0.0), 1)
+        adds = ((weight < 0.0) == 0)[:, None] & ((tl.abs(value) < float("inf")) == 0)[None, :]
+        acc += tl.where(adds, weight[:, None] * value[None, :], 0.0)
+    return acc
 
 
 @triton.jit
@@ -93,19 +90,26 @@ def attend(
         v = widen(tl.load(v_at + step * v_row, mask=there[:, None] & (dv[None, :] < value_dim), other=0.0), UP)
         acc *= before[:, None]
         if CAREFUL:
-            wide = v.to(tl.float32)
-            acc += special_values(p, visible, wide, BN)
-            v = tl.where(tl.abs(wide) < float("inf"), wide, 0.0).to(v.dtype)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+            finite = v - v == 0.0
+            acc = tl.dot(p.to(v.dtype), tl.where(finite, v, 0.0).to(v.dtype), acc, input_precision="ieee")
+            if tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) > 0:
+                # Clamped columns repeat the last value dimension, which the store leaves out.
+                row = v_ptr + step * v_row + tl.minimum(dv, value_dim - 1) * v_col
+                acc = add_special(acc, tl.where(visible, p, -1.0), row, v_row, keys - n, BN)
+        else:
+            acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
     return acc, m, total
 
 
 @triton.jit
-def finish(acc, m, total):
-    """The rows' outputs and their log-sum-exps; a row that saw nothing has total 0."""
-    nothing = total == 0.0
-    total = tl.where(nothing, 1.0, total)
-    return acc / total[:, None], tl.where(nothing, float("-inf"), m + tl.log(total))
+def denominator(total):
+    return tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
+def log_sum(m, total):
+    """A row's log-sum-exp; a row that saw nothing has total 0."""
+    return tl.where(total == 0.0, float("-inf"), m + tl.log(denominator(total)))
 
 
 @triton.jit
@@ -142,16 +146,26 @@ def attention_kernel(
         k_row, k_col, v_row, v_col, mask_row, mask_col, left, right, softcap, scale,
         MASK, LEFT, RIGHT, SOFTCAP, False, UP, BM, BN, D, DV,
     )  # fmt: skip
+    out_ptr += sequence * row_count * value_dim
+    out_at = out_ptr + wide * value_dim
     if any_special(acc):
-        acc, m, total = attend(
-            q, k_ptr, v_ptr, mask_ptr, first, row_count, offset, keys, dim, value_dim,
-            k_row, k_col, v_row, v_col, mask_row, mask_col, left, right, softcap, scale,
-            MASK, LEFT, RIGHT, SOFTCAP, True, UP, BM, BN, D, DV,
-        )  # fmt: skip
-    out, lse = finish(acc, m, total)
-    out_at = out_ptr + sequence * row_count * value_dim + wide * value_dim + dv[None, :]
-    tl.store(out_at, out, mask=here[:, None] & (dv[None, :] < value_dim))
-    tl.store(lse_ptr + sequence * row_count + rows, lse, mask=here)
+        # A few columns at a time: the care costs registers.
+        part = tl.arange(0, CAREFUL_COLUMNS)
+        for c in range(0, value_dim, CAREFUL_COLUMNS):
+            some, m, total = attend(
+                q, k_ptr, v_ptr + c * v_col, mask_ptr, first, row_count, offset, keys, dim, value_dim - c,
+                k_row, k_col, v_row, v_col, mask_row, mask_col, left, right, softcap, scale,
+                MASK, LEFT, RIGHT, SOFTCAP, True, UP, BM, BN, D, CAREFUL_COLUMNS,
+            )  # fmt: skip
+            tl.store(
+                out_at + c + part[None, :], some / denominator(total)[:, None],
+                mask=here[:, None] & (c + part[None, :] < value_dim),
+            )  # fmt: skip
+    else:
+        tl.store(
+            out_at + dv[None, :], acc / denominator(total)[:, None], mask=here[:, None] & (dv[None, :] < value_dim)
+        )
+    tl.store(lse_ptr + sequence * row_count + rows, log_sum(m, total), mask=here)
 
 
 def padded(dim: int) -> int:
@@ -162,7 +176,7 @@ def padded(dim: int) -> int:
 def tiles(dtype: torch.dtype, dim: int) -> dict[str, int]:
     """Rows and keys of a tile, warps and stages."""
     if dtype == torch.float32:
-        return {"BM": 16, "BN": 32, "num_warps": 4, "num_stages": 1}
+        return {"BM": 16, "BN": 16, "num_warps": 8, "num_stages": 1}
     if dim <= 128:
         return {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}
     return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
