@@ -10,5 +10,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("openmp_path", [] { return std::string(hexad_openmp_path()); });
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
 
+  m.def("append_kv", door(hexad_append_kv));
+  m.def("attention", door(hexad_attention));
+  m.def("attention_varlen", door(hexad_attention_varlen));
   m.def("coupling", door(hexad_coupling));
+  m.def("decode", door(hexad_decode));
+  m.def("merge_attention", door(hexad_merge_attention));
+  m.def("rope", door(hexad_rope));
 }

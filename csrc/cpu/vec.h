@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -372,6 +373,76 @@ HEXAD_INLINE void put(float* p, float x) {
 HEXAD_INLINE void put(bf16* p, float x) {
   *p = to_bf16(x);
 }
+
+// The largest lane; a NaN may get lost.
+template <class V>
+HEXAD_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class T>
+HEXAD_INLINE Pair<T> larger(Pair<T> a, Pair<T> b) {
+  return {larger(a.lo, b.lo), larger(a.hi, b.hi)};
+}
+HEXAD_INLINE f32x8 halves_max(f32x16 v) {
+  return larger(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+HEXAD_INLINE f32x4 halves_max(f32x8 v) {
+  return larger(__builtin_shufflevector(v, v, 0, 1, 2, 3),
+                __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+template <class T>
+HEXAD_INLINE T halves_max(Pair<T> v) {
+  return larger(v.lo, v.hi);
+}
+HEXAD_INLINE float max_across(vf v) {
+  const f32x4 q = halves_max(halves_max(v));
+  const float a = q[0] > q[2] ? q[0] : q[2], b = q[1] > q[3] ? q[1] : q[3];
+  return a > b ? a : b;
+}
+
+// The square of n vectors of n lanes, transposed in place by swapping ever smaller blocks across
+// the diagonal.
+template <int H, class V, int... L>
+HEXAD_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, L...>) {
+  constexpr int n = sizeof...(L);
+  const V x = a, y = b;
+  a = __builtin_shufflevector(x, y, (L & H ? n + L - H : L)...);
+  b = __builtin_shufflevector(x, y, (L & H ? n + L : L + H)...);
+}
+template <int H, class V>
+HEXAD_INLINE void transpose_from(V* v) {
+  constexpr int n = sizeof(V) / sizeof(float);
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i)
+    if (!(i & H)) swap_blocks<H>(v[i], v[i + H], std::make_integer_sequence<int, n>{});
+  if constexpr (H > 1) transpose_from<H / 2>(v);
+}
+template <class V>
+HEXAD_INLINE void transpose(V* v) {
+  transpose_from<sizeof(V) / sizeof(float) / 2>(v);
+}
+template <class T>
+HEXAD_INLINE void transpose(Pair<T>* v) {
+  constexpr int n = sizeof(T) / sizeof(float);
+  T a[n], b[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) a[i] = v[i].lo, b[i] = v[n + i].hi;
+  transpose(a), transpose(b);
+  T c[n], d[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) c[i] = v[i].hi, d[i] = v[n + i].lo;
+  transpose(c), transpose(d);
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) v[i] = {a[i], d[i]}, v[n + i] = {c[i], b[i]};
+}
+
+// How many vectors a kernel may keep as accumulators and leave room for its operands.
+#if defined(__AVX512F__)
+constexpr int kAccumulators = 24;
+#else
+constexpr int kAccumulators = 6;
+#endif
 
 }  // namespace
 }  // namespace hexad

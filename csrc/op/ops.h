@@ -1,4 +1,10 @@
 // The arguments of each op's kernels, after the door has checked them.
 #pragma once
 
+#include "op/append_kv.h"
+#include "op/attention.h"
+#include "op/attention_varlen.h"
 #include "op/coupling.h"
+#include "op/decode.h"
+#include "op/merge_attention.h"
+#include "op/rope.h"

@@ -21,9 +21,10 @@ import math
 import torch
 from torch import Tensor
 
-from hexad_kernels import check
+from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
+MAX_HEAD_DIM = 3840  # what the CPU kernels' scratch holds
 CAUSAL = {False: 0, True: 1, "upper_left": 2}
 
 
@@ -136,12 +137,34 @@ def reference(
     return out, torch.where(nothing, -math.inf, m + torch.log(total)).squeeze(-1)
 
 
+def refuses(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> str | None:
+    """Shared by the ops whose values end in the head dimension."""
+    if q.shape[-1] > MAX_HEAD_DIM or v.shape[-1] > MAX_HEAD_DIM:
+        return f"head dimension over {MAX_HEAD_DIM}"
+    return None
+
+
+def _native(
+    outputs: tuple[Tensor, Tensor],
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
+    softcap: float | None, scale: float | None,
+) -> None:  # fmt: skip
+    if mask is not None and mask.ndim < 4:
+        mask = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
+    native.C.attention(
+        check.unit_stride(q), check.unit_stride(k), check.unit_stride(v), mask, *outputs, causal, left, right,
+        softcap or 0.0, q.shape[3] ** -0.5 if scale is None else scale,
+    )  # fmt: skip
+
+
 _op = Op(
     "attention",
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, int causal, int left, int right, float? softcap, float? scale)"
     " -> (Tensor, Tensor)",
     contract=contract,
     reference=reference,
+    native=_native,
+    refuses=refuses,
     gradients=(0, 1, 2, 3),
 )
 

@@ -55,6 +55,11 @@ def rows(value: Tensor) -> Tensor:
     return flat if flat.shape[1] <= 1 or flat.stride(1) == 1 else flat.contiguous()
 
 
+def unit_stride(value: Tensor) -> Tensor:
+    """`value` with stride 1 in its last dimension: itself where it can be, a copy where not."""
+    return value if value.stride(-1) == 1 or value.shape[-1] <= 1 else value.contiguous()
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """Log-sum-exps and log-determinants are float32, float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexad_kernels import check
-from hexad_kernels.attention import check_heads, check_numbers, window_sides
+from hexad_kernels import check, native
+from hexad_kernels.attention import check_heads, check_numbers, refuses, window_sides
 from hexad_kernels.attention import reference as attend
 from hexad_kernels.op import Op
 
@@ -46,17 +46,22 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: 
 
 
 def check_places(
-    first: list[int], end: list[int], block_table: Tensor | None, k_cache: Tensor, name: str = "lengths"
+    lengths: list[int], seen: int, added: int, block_table: Tensor | None, k_cache: Tensor, name: str = "lengths"
 ) -> None:
-    """Keys first[b] .. end[b] - 1 of every row b lie in the cache; the values are read, so not for fake tensors."""
+    """Keys lengths - seen (from 0 where seen < 0) to lengths + added of every row lie in the cache.
+
+    Reads the values, so it is for references only; the compiled kernels check the same in their door.
+    """
     pages, _, page, _ = k_cache.shape
     table = None if block_table is None else block_table.tolist()
     room = page if block_table is None else block_table.shape[1] * page
-    for b, (start, stop) in enumerate(zip(first, end)):
-        if start < 0 or stop > room:
-            raise ValueError(f"{name}: row {b} needs keys {start} to {stop}, the cache has room for {room}")
-        if table is not None and stop > start:
-            for i in range(start // page, (stop - 1) // page + 1):
+    for b, length in enumerate(lengths):
+        end = length + added
+        if length < 0 or end > room:
+            raise ValueError(f"{name}: row {b} is {length}, wants 0 to {room - added} (a cache of {room} keys)")
+        first = 0 if seen < 0 else max(0, length - seen)
+        if table is not None and first < end:
+            for i in range(first // page, (end - 1) // page + 1):
                 if not 0 <= table[b][i] < pages:
                     raise ValueError(f"block_table: row {b} has {table[b][i]} at {i}, wants 0 to {pages - 1}")
 
@@ -91,13 +96,10 @@ def reference(
     softcap: float | None, scale: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     counts = lengths.tolist()
-    first = [0 if left < 0 else min(max(n, 0), max(0, n - 1 - left)) for n in counts]
-    check_places([f if n >= 0 else n for f, n in zip(first, counts)], counts, block_table, k_cache)
-    if block_table is not None and left >= 0:
-        # Pages before the window may be gone: their entries mean nothing.
-        block_table = block_table.clone()
-        for b, f in enumerate(first):
-            block_table[b, : f // k_cache.shape[2]] = 0
+    check_places(counts, -1 if left < 0 else left + 1, 0, block_table, k_cache)
+    if block_table is not None:
+        # Entries that no key needs (past a length, before the window) may be anything.
+        block_table = block_table.clamp(0, k_cache.shape[0] - 1)
     rows = [
         attend(
             q[b : b + 1, :, None], cached_rows(k_cache, b, n, block_table), cached_rows(v_cache, b, n, block_table),
@@ -110,12 +112,25 @@ def reference(
     return torch.cat([out[:, :, 0] for out, _ in rows]), torch.cat([lse[:, :, 0] for _, lse in rows])
 
 
+def _native(
+    outputs: tuple[Tensor, Tensor],
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
+    softcap: float | None, scale: float | None,
+) -> None:  # fmt: skip
+    native.C.decode(
+        check.unit_stride(q), check.unit_stride(k_cache), check.unit_stride(v_cache), lengths, block_table, *outputs,
+        left, softcap or 0.0, q.shape[2] ** -0.5 if scale is None else scale,
+    )  # fmt: skip
+
+
 _op = Op(
     "decode",
     "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? block_table, int left, float? softcap,"
     " float? scale) -> (Tensor, Tensor)",
     contract=contract,
     reference=reference,
+    native=_native,
+    refuses=refuses,
 )
 
 

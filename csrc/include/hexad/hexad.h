@@ -72,6 +72,45 @@ HEXAD_API const char* hexad_openmp_path(void);
 /* "" if CUDA kernels are in this build, else why not. */
 HEXAD_API const char* hexad_cuda_missing(void);
 
+/* append_kv: writes k and v into a cache, the only outputs, in place.
+ *   k (B, Hkv, S, D), v (B, Hkv, S, Dv); k_cache (P, Hkv, page, D), v_cache (P, Hkv, page, Dv).
+ *   Row s of sequence b goes to position lengths[b] + s: slot position % page of page
+ *   block_table[b][position / page], or of page b where block_table is NULL.
+ *   lengths (B) and block_table (B, max_pages) int32; on the CPU they are checked before anything
+ * is written. cos, sin (max_pos, D / 2) float32, both or neither: k is rotated as in rope. */
+HEXAD_API hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tensor* v,
+                                       hexad_tensor* k_cache, hexad_tensor* v_cache,
+                                       const hexad_tensor* lengths, const hexad_tensor* block_table,
+                                       const hexad_tensor* cos, const hexad_tensor* sin,
+                                       int32_t interleaved, hexad_stream stream);
+
+/* attention: out_i = sum_j softmax_j(s_ij) v_j, s_ij = scale <q_i, k_j> (+ mask); lse_i = ln sum_j
+ * exp(s_ij). q (B, Hq, Sq, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), out (B, Hq, Sq, Dv), any
+ *   strides but 1 in the last dimension; lse (B, Hq, Sq) float32. Hkv divides Hq.
+ *   causal 0: no; 1: row i sits at i + Skv - Sq; 2: at i, and sees no later key.
+ *   left, right: keys from position - left to position + right; -1: no limit.
+ *   mask (B or 1, Hq or 1, Sq or 1, Skv or 1): bool (nonzero = attend), float32 or bfloat16
+ * (added). softcap c > 0: s <- c tanh(s / c) before masks; 0: off. A row that sees nothing: out 0,
+ * lse -inf.
+ */
+HEXAD_API hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor* k,
+                                       const hexad_tensor* v, const hexad_tensor* mask,
+                                       hexad_tensor* out, hexad_tensor* lse, int32_t causal,
+                                       int64_t left, int64_t right, float softcap, float scale,
+                                       hexad_stream stream);
+
+/* attention_varlen: attention within each of N packed sequences.
+ *   q, out (Tq, Hq, D or Dv), k, v (Tk, Hkv, D or Dv), lse (Hq, Tq) float32; cu_seqlens_q,
+ *   cu_seqlens_k (N + 1) int32: sequence n has rows cu[n] to cu[n + 1]. The rest as in attention.
+ */
+HEXAD_API hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexad_tensor* k,
+                                              const hexad_tensor* v,
+                                              const hexad_tensor* cu_seqlens_q,
+                                              const hexad_tensor* cu_seqlens_k, hexad_tensor* out,
+                                              hexad_tensor* lse, int32_t causal, int64_t left,
+                                              int64_t right, float softcap, float scale,
+                                              hexad_stream stream);
+
 /* coupling: y_active = x_active * exp(s) + shift, or its inverse; y_passive = x_passive.
  *   x, y (B, N) row-contiguous, N = channels * spatial; log_det (B) fp32 = +-sum of s over the row.
  *   shift, log_scale (B, Na) for split 0 (the active range is contiguous), (B, N) for split 1.
@@ -86,6 +125,31 @@ HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor*
                                       int32_t flip, int64_t active_begin, int64_t height,
                                       int64_t width, int32_t scale_map, float clamp,
                                       hexad_stream stream);
+
+/* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
+ *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
+ *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
+ */
+HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
+                                    const hexad_tensor* v_cache, const hexad_tensor* lengths,
+                                    const hexad_tensor* block_table, hexad_tensor* out,
+                                    hexad_tensor* lse, int64_t left, float softcap, float scale,
+                                    hexad_stream stream);
+
+/* merge_attention: the attention over two sets of keys, from the attention over each.
+ *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */
+HEXAD_API hexad_status hexad_merge_attention(const hexad_tensor* out_a, const hexad_tensor* lse_a,
+                                             const hexad_tensor* out_b, const hexad_tensor* lse_b,
+                                             hexad_tensor* out, hexad_tensor* lse,
+                                             hexad_stream stream);
+
+/* rope: rotates pairs (x1, x2) of a row at position p to (x1 c - x2 s, x2 c + x1 s), c = cos[p],
+ * s = sin[p]. x, y (B, H, S, D); cos, sin (max_pos, D / 2) float32; row s of sequence b is at
+ *   position positions[b] + s (positions (B) int32, NULL: 0). A pair is (i, i + D / 2), or
+ *   (2i, 2i + 1) where interleaved is not 0. */
+HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos,
+                                  const hexad_tensor* sin, const hexad_tensor* positions,
+                                  hexad_tensor* y, int32_t interleaved, hexad_stream stream);
 
 #ifdef __cplusplus
 }

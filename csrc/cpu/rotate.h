@@ -1,0 +1,37 @@
+// Rotary position embedding of one row: pairs (x1, x2) become (x1 c - x2 s, x2 c + x1 s). A pair is
+// (i, i + n/2), or neighbours (2i, 2i + 1) when interleaved.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace hexad {
+namespace {
+
+template <class T>
+void rotate(const T* x, T* y, const float* cos, const float* sin, int64_t n, bool interleaved) {
+  const int64_t half = n / 2;
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = to_float(x[2 * i]), b = to_float(x[2 * i + 1]);
+      put(y + 2 * i, a * cos[i] - b * sin[i]);
+      put(y + 2 * i + 1, b * cos[i] + a * sin[i]);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t here = half - i;
+    if (here >= kLanes) {
+      const vf a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
+      store(y + i, a * c - b * s);
+      store(y + half + i, b * c + a * s);
+    } else {
+      const vf a = load_first(x + i, here), b = load_first(x + half + i, here);
+      const vf c = load_first(cos + i, here), s = load_first(sin + i, here);
+      store_first(y + i, a * c - b * s, here);
+      store_first(y + half + i, b * c + a * s, here);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hexad

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hexad {
+
+struct AppendKvArgs {
+  const void *k, *v;
+  void *k_cache, *v_cache;
+  const int32_t* lengths;
+  const int32_t* table;    // null: sequence b owns page b
+  const float *cos, *sin;  // null: keys are not rotated
+  bool bf16, interleaved;
+  int64_t batch, kv_heads, rows, page, head_dim, value_dim;
+  int64_t k_stride[3], v_stride[3];              // sequence, head, row
+  int64_t k_cache_stride[3], v_cache_stride[3];  // page, head, slot
+  int64_t cos_stride, sin_stride, lengths_stride, table_stride[2];
+};
+
+}  // namespace hexad

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hexad {
+
+struct DecodeArgs {
+  const void *q, *k, *v;
+  void* out;
+  float* lse;
+  const int32_t* lengths;
+  const int32_t* table;  // null: sequence b owns page b
+  bool bf16;
+  int64_t batch, heads, kv_heads, page, head_dim, value_dim;
+  int64_t q_stride[2], out_stride[2], lse_stride[2];  // sequence, head
+  int64_t k_stride[3], v_stride[3];                   // page, head, slot
+  int64_t lengths_stride, table_stride[2];
+  int64_t left;  // the newest key and `left` before it; -1: all
+  float softcap;
+  float scale;
+};
+
+}  // namespace hexad
