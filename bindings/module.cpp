@@ -17,4 +17,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("decode", door(hexad_decode));
   m.def("merge_attention", door(hexad_merge_attention));
   m.def("rope", door(hexad_rope));
+  m.def("invconv", door(hexad_invconv));
+  m.def("randn", door(hexad_randn));
+  m.def("sample", door(hexad_sample));
+  m.def("step", door(hexad_step));
 }

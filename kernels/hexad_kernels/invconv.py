@@ -2,8 +2,8 @@
 
     y[b, o, s] = bias[o] + sum_c weight[o, c] x[b, c, s]
 
-The sum starts at the bias and runs over c = 0, 1, ... with one rounding a term, so an output's bits depend on
-its own pixel only. `fold_actnorm` makes one weight of an actnorm and the convolution after it,
+Channels are summed in runs of 64, in order, one rounding a term, and the runs on top of the bias: an output's
+bits depend on its own pixel only. `fold_actnorm` makes one weight of an actnorm and the convolution after it,
 `invert_affine` the weight of the inverse map; both compute in float64.
 
 Paper: Kingma & Dhariwal 2018 (Glow, arXiv 1807.03039).
@@ -64,6 +64,7 @@ _op = Op(
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     contract=contract,
     reference=reference,
+    native=_native,
     gradients=(0, 1, 2),
     refuses=_refuses,
 )

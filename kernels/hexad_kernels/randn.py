@@ -90,6 +90,7 @@ _op = Op(
     "(Tensor seeds, SymInt[] shape, SymInt offset) -> Tensor",
     contract=contract,
     reference=reference,
+    native=_native,
 )
 
 

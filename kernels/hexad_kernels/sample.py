@@ -148,13 +148,14 @@ def _native(
     top_k: int, top_ks: Tensor | None, top_p: float, top_ps: Tensor | None, min_p: float, min_ps: Tensor | None,
 ) -> None:  # fmt: skip
     batch, vocabulary = logits.shape
+    if batch == 0:
+        return
     if logits.stride(1) != 1 and vocabulary > 1:
         logits = logits.contiguous()
     # A row being drawn needs its weights and the indices still in play.
-    rows = min(batch, torch.get_num_threads())
-    workspace = (
-        torch.empty(rows, 2 * vocabulary, dtype=torch.int32) if temperature or temperatures is not None else None
-    )
+    workspace = None
+    if temperature or temperatures is not None:
+        workspace = torch.empty(min(batch, torch.get_num_threads()), 2 * vocabulary, dtype=torch.int32)
     values = [
         None if v is None else v.to(dtype).contiguous()
         for v, dtype in (
@@ -174,6 +175,7 @@ _op = Op(
     " SymInt top_k, Tensor? top_ks, float top_p, Tensor? top_ps, float min_p, Tensor? min_ps) -> Tensor",
     contract=contract,
     reference=reference,
+    native=_native,
 )
 
 

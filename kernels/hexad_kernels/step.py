@@ -133,6 +133,7 @@ _op = Op(
     " Tensor? last, Tensor? noise, int outputs) -> Tensor[]",
     contract=contract,
     reference=reference,
+    native=_native,
 )
 
 

@@ -150,6 +150,45 @@ HEXAD_API hexad_status hexad_merge_attention(const hexad_tensor* out_a, const he
 HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos,
                                   const hexad_tensor* sin, const hexad_tensor* positions,
                                   hexad_tensor* y, int32_t interleaved, hexad_stream stream);
+/* invconv: y[b, o, s] = bias[o] + sum over c of weight[o, c] x[b, c, s], in float32.
+ *   x, y (B, C, S) fp32 or bf16, contiguous, C <= 1024; weight (C, C), bias (C) fp32, bias may be
+ *   NULL. */
+HEXAD_API hexad_status hexad_invconv(const hexad_tensor* x, const hexad_tensor* weight,
+                                     const hexad_tensor* bias, hexad_tensor* y,
+                                     hexad_stream stream);
+
+/* randn: standard normals. seeds (B) int64, out (B, N) fp32 with contiguous rows, offset >= 0.
+ * Row b is Box-Muller on Philox4x32-10 with key seeds[b] and counter (element / 4, offset). */
+HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out, int64_t offset,
+                                   hexad_stream stream);
+
+/* sample: a token per row: temperature (0: greedy), top_k (0: off), top_p, min_p, in this order,
+ * then a draw with Philox4x32-10 keyed by the row's seed at its position.
+ *   logits (B, V) fp32 or bf16, contiguous rows; out (B) int64.
+ *   seeds (B) int64, may be NULL if every temperature is 0.
+ *   positions, top_ks (B) int64 and temperatures, top_ps, min_ps (B) fp32 go before the scalar of
+ *   their name unless NULL.
+ *   workspace (R, 2 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
+ *   0. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no tokens. */
+HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
+                                    const hexad_tensor* positions, const hexad_tensor* temperatures,
+                                    const hexad_tensor* top_ks, const hexad_tensor* top_ps,
+                                    const hexad_tensor* min_ps, hexad_tensor* out,
+                                    hexad_tensor* workspace, int64_t position, float temperature,
+                                    int64_t top_k, float top_p, float min_p, hexad_stream stream);
+
+/* step: one update of a diffusion sampler.
+ *   table (T, 4, 8) fp32; table[index] = [[A, B, c, g, 0, 0, 0, 0], C[0], C[1], C[2]].
+ *   m = uncond + g (model_output - uncond), or model_output; p = clip(A x + B m, -c, c);
+ *   out_k = C[k] . (x, m, p, h1, h2, h3, last, noise). Terms with coefficient 0 are left out.
+ *   model_output, uncond fp32 or bf16, all else fp32; one shape, contiguous. uncond, h1, h2, h3,
+ *   last, noise, out1, out2 may be NULL; an absent input with a coefficient is HEXAD_INVALID. */
+HEXAD_API hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor* x,
+                                  const hexad_tensor* model_output, const hexad_tensor* uncond,
+                                  const hexad_tensor* h1, const hexad_tensor* h2,
+                                  const hexad_tensor* h3, const hexad_tensor* last,
+                                  const hexad_tensor* noise, hexad_tensor* out0, hexad_tensor* out1,
+                                  hexad_tensor* out2, int64_t index, hexad_stream stream);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,68 @@
+#include "op/step.h"
+
+#include "api/contiguous.h"
+#include "cpu/table.h"
+#include "cuda/launch.h"
+
+using namespace hexad;
+
+extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor* x,
+                                   const hexad_tensor* model_output, const hexad_tensor* uncond,
+                                   const hexad_tensor* h1, const hexad_tensor* h2,
+                                   const hexad_tensor* h3, const hexad_tensor* last,
+                                   const hexad_tensor* noise, hexad_tensor* out0,
+                                   hexad_tensor* out1, hexad_tensor* out2, int64_t index,
+                                   hexad_stream stream) {
+  (void)stream;
+  return guarded([&] {
+    require_rank(table, "table", 3);
+    require_dtype(*table, "table", DType::f32);
+    require_size(*table, "table", 1, 4);
+    require_size(*table, "table", 2, 8);
+    require_contiguous(*table, "table");
+    HEXAD_REQUIRE(index >= 0 && index < table->shape[0], "index: is %lld, wants 0 to %lld",
+                  (long long)index, (long long)table->shape[0] - 1);
+    HEXAD_REQUIRE(x, "x: missing");
+    HEXAD_REQUIRE(model_output, "model_output: missing");
+    HEXAD_REQUIRE(out0, "out0: missing");
+    HEXAD_REQUIRE(out1 || !out2, "out1: missing, but out2 is there");
+    const DType dtype = dtype_of(*model_output);
+    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
+                  "model_output: is %s, wants float32 or bfloat16", name_of(dtype));
+    const hexad_tensor* tensors[] = {x,    model_output, uncond, h1,   h2,  h3,
+                                     last, noise,        out0,   out1, out2};
+    const char* names[] = {"x",          "model_output", "uncond", "history[0]",
+                           "history[1]", "history[2]",   "last",   "noise",
+                           "out0",       "out1",         "out2"};
+    for (int i = 0; i < 11; ++i) {
+      if (!tensors[i]) continue;
+      require_rank(tensors[i], names[i], x->ndim);
+      for (int d = 0; d < x->ndim; ++d) require_size(*tensors[i], names[i], d, x->shape[d]);
+      require_dtype(*tensors[i], names[i], i == 1 || i == 2 ? dtype : DType::f32);
+      require_contiguous(*tensors[i], names[i]);
+      require_device(*tensors[i], names[i], *table);
+    }
+    auto optional = [](const hexad_tensor* t) { return t ? data<float>(*t) : nullptr; };
+    const StepArgs args{data<float>(*table) + index * 32,
+                        data<float>(*x),
+                        data<void>(*model_output),
+                        uncond ? data<void>(*uncond) : nullptr,
+                        {optional(h1), optional(h2), optional(h3)},
+                        optional(last),
+                        optional(noise),
+                        {optional(out0), optional(out1), optional(out2)},
+                        out2   ? 3
+                        : out1 ? 2
+                               : 1,
+                        dtype == DType::bf16,
+                        numel(*x)};
+    if (on_cuda(*table)) fail(HEXAD_UNSUPPORTED, "step has no CUDA kernel");
+    // Columns of C that the optional inputs 3 to 7 of `tensors` stand in.
+    for (int i = 3; i < 8; ++i)
+      for (int k = 0; k < args.outputs && !tensors[i]; ++k)
+        HEXAD_REQUIRE(args.row[8 * (1 + k) + i] == 0,
+                      "%s: missing, but output %d of this step takes it times %g", names[i], k,
+                      args.row[8 * (1 + k) + i]);
+    cpu().step(args);
+  });
+}

@@ -1,0 +1,92 @@
+// A sampler's update in one pass: every input is read once, however many outputs there are.
+#include "op/step.h"
+
+#include <algorithm>
+
+#include "cpu/parallel.h"
+#include "cpu/vec.h"
+
+namespace hexad {
+namespace {
+
+struct Whole {
+  template <class T>
+  HEXAD_INLINE vf get(const T* p) const {
+    return load(p);
+  }
+  HEXAD_INLINE void put(float* p, vf v) const { store(p, v); }
+};
+
+struct First {
+  int64_t n;
+  template <class T>
+  HEXAD_INLINE vf get(const T* p) const {
+    return load_first(p, n);
+  }
+  HEXAD_INLINE void put(float* p, vf v) const { store_first(p, v, n); }
+};
+
+// sum += c * value, left out for c = 0 so that an input that does not count may hold anything.
+template <int N, class Value>
+HEXAD_INLINE void add(vf (&sum)[N], float c, const Value& value) {
+  if (c == 0) return;
+  for (int i = 0; i < N; ++i) sum[i] = fma(set1(c), value(i), sum[i]);
+}
+
+// N vectors at a time: the branches on the coefficients cost once.
+template <int N, class T, class Access>
+HEXAD_INLINE void update(const StepArgs& a, int64_t at, Access access) {
+  const float clip = a.row[2], guidance = a.row[3];
+  const T* const output = static_cast<const T*>(a.model_output) + at;
+  vf x[N], m[N], p[N];
+  for (int i = 0; i < N; ++i) {
+    x[i] = access.get(a.x + at + i * kLanes);
+    m[i] = access.get(output + i * kLanes);
+    p[i] = zero();
+  }
+  if (a.uncond) {
+    const T* const uncond = static_cast<const T*>(a.uncond) + at;
+    for (int i = 0; i < N; ++i) {
+      const vf u = access.get(uncond + i * kLanes);
+      m[i] = fma(set1(guidance), m[i] - u, u);
+    }
+  }
+  add(p, a.row[0], [&](int i) { return x[i]; });
+  add(p, a.row[1], [&](int i) { return m[i]; });
+  for (int i = 0; i < N; ++i) p[i] = max(set1(-clip), min(set1(clip), p[i]));
+
+  for (int k = 0; k < a.outputs; ++k) {
+    const float* c = a.row + 8 * (1 + k);
+    vf sum[N];
+    for (int i = 0; i < N; ++i) sum[i] = zero();
+    add(sum, c[0], [&](int i) { return x[i]; });
+    add(sum, c[1], [&](int i) { return m[i]; });
+    add(sum, c[2], [&](int i) { return p[i]; });
+    for (int j = 0; j < 3; ++j)
+      add(sum, c[3 + j], [&](int i) { return access.get(a.history[j] + at + i * kLanes); });
+    add(sum, c[6], [&](int i) { return access.get(a.last + at + i * kLanes); });
+    add(sum, c[7], [&](int i) { return access.get(a.noise + at + i * kLanes); });
+    for (int i = 0; i < N; ++i) access.put(a.out[k] + at + i * kLanes, sum[i]);
+  }
+}
+
+template <class T>
+void run(const StepArgs& a, int64_t begin, int64_t end) {
+  constexpr int kAtOnce = 4;
+  int64_t i = begin;
+  for (; i + kAtOnce * kLanes <= end; i += kAtOnce * kLanes) update<kAtOnce, T>(a, i, Whole{});
+  for (; i < end; i += kLanes) update<1, T>(a, i, First{std::min<int64_t>(end - i, kLanes)});
+}
+
+}  // namespace
+
+namespace HEXAD_ISA {
+
+void step(const StepArgs& a) {
+  parallel_for(a.size, 1 << 15, [&](int64_t begin, int64_t end) {
+    a.bf16 ? run<bf16>(a, begin, end) : run<float>(a, begin, end);
+  });
+}
+
+}  // namespace HEXAD_ISA
+}  // namespace hexad

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hexad {
+
+struct RandnArgs {
+  const int64_t* seeds;
+  float* out;
+  int64_t batch, row, out_stride;
+  int64_t offset;
+};
+
+}  // namespace hexad

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hexad {
+
+enum SampleStatus : int64_t { kSampleNaN = -1, kSampleNothing = -2 };
+
+// A parameter of each row: values[b], or one for all.
+template <class T>
+struct PerRow {
+  const T* values;
+  T all;
+  T operator[](int64_t b) const { return values ? values[b] : all; }
+};
+
+struct SampleArgs {
+  const void* logits;
+  bool bf16;
+  int64_t batch, vocabulary, logits_stride;
+  const int64_t* seeds;  // null: every temperature is 0
+  PerRow<int64_t> position, top_k;
+  PerRow<float> temperature, top_p, min_p;
+  int64_t* out;        // a token, or a SampleStatus
+  int32_t* workspace;  // (slots, 2 vocabulary); null: every temperature is 0
+  int64_t slots;
+};
+
+}  // namespace hexad
