@@ -11,7 +11,7 @@
 #include <cuda_runtime.h>
 
 #define HEXAD_SHARED(type, name, dims) __shared__ type name dims
-#define HEXAD_DYNAMIC_SHARED(type, name)                               \
+#define HEXAD_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char hexad_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(hexad_dynamic_shared)
 #endif
@@ -52,7 +52,8 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, dim3 block, si
 
 // The x extent of a grid, refused when it is beyond the limit of 2^31 - 1 blocks.
 inline unsigned blocks(const char* op, int64_t count) {
-  if (count > 0x7fffffff) fail(HEXAD_INVALID, "%s: %lld blocks, a grid holds 2^31 - 1", op, (long long)count);
+  if (count > 0x7fffffff)
+    fail(HEXAD_INVALID, "%s: %lld blocks, a grid holds 2^31 - 1", op, (long long)count);
   return unsigned(count);
 }
 

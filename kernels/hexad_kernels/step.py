@@ -134,6 +134,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=True,
 )
 
 

@@ -10,7 +10,8 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 #if defined(__x86_64__)
-// Saves the callee's registers on the stack that it leaves and takes them from the one that it enters.
+// Saves the callee's registers on the stack that it leaves and takes them from the one that it
+// enters.
 extern "C" void cuda_emulator_switch(void** leave, void* enter);
 asm(R"(
 .text
@@ -110,14 +111,12 @@ class Block {
     if (failure_.empty() && alive_) failure_ = deadlock();
     if (failure_.empty()) check_guards();
     if (failure_.empty()) return true;
-    error = "block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) +
-            "): " + failure_;
+    error = "block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " +
+            std::to_string(at.z) + "): " + failure_;
     return false;
   }
 
-  void barrier(const char* file, int line) {
-    wait(State::at_barrier, file, line);
-  }
+  void barrier(const char* file, int line) { wait(State::at_barrier, file, line); }
 
   uint64_t collective(Collective kind, unsigned mask, uint64_t value, int operand, int width,
                       const char* file, int line) {
@@ -187,8 +186,9 @@ class Block {
       if (t.state != State::at_barrier) continue;
       if (!first) first = &t;
       if (t.line != first->line || t.file != first->file)
-        failure_ = "threads meet at different barriers: thread " + std::to_string(first - &threads_[0]) + " " +
-                   place(*first) + ", thread " + std::to_string(i) + " " + place(t);
+        failure_ = "threads meet at different barriers: thread " +
+                   std::to_string(first - &threads_[0]) + " " + place(*first) + ", thread " +
+                   std::to_string(i) + " " + place(t);
       wake(i);
     }
   }
@@ -207,12 +207,13 @@ class Block {
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       if (!(me.mask >> lane & 1)) continue;
       if (first + lane >= threads_.size() || threads_[first + lane].state == State::exited) {
-        failure_ = "thread " + std::to_string(current_) + " waits for lane " + std::to_string(lane) +
-                   ", which has exited, " + place(me);
+        failure_ = "thread " + std::to_string(current_) + " waits for lane " +
+                   std::to_string(lane) + ", which has exited, " + place(me);
         return;
       }
       const Thread& other = threads_[first + lane];
-      if (other.state != State::in_collective || other.kind != me.kind || other.mask != me.mask) return;
+      if (other.state != State::in_collective || other.kind != me.kind || other.mask != me.mask)
+        return;
       values[lane] = other.value;
       votes |= (other.value & 1) << lane;
     }
@@ -253,8 +254,8 @@ class Block {
     const unsigned first = gone / kWarp * kWarp;
     for (unsigned i = first; i < first + kWarp && i < threads_.size(); ++i)
       if (threads_[i].state == State::in_collective && threads_[i].mask >> gone % kWarp & 1)
-        failure_ = "thread " + std::to_string(i) + " waits for lane " + std::to_string(gone % kWarp) +
-                   ", which has exited, " + place(threads_[i]);
+        failure_ = "thread " + std::to_string(i) + " waits for lane " +
+                   std::to_string(gone % kWarp) + ", which has exited, " + place(threads_[i]);
   }
 
   static std::string place(const Thread& t) {
@@ -267,12 +268,14 @@ class Block {
     for (unsigned i = 0; i < threads_.size(); ++i) {
       const Thread& t = threads_[i];
       if (t.state == State::exited) continue;
-      where[(t.state == State::at_barrier ? "in __syncthreads " : "in a warp collective ") + place(t).substr(3)]
+      where[(t.state == State::at_barrier ? "in __syncthreads " : "in a warp collective ") +
+            place(t).substr(3)]
           .push_back(i);
     }
     std::string text = "deadlock:";
     for (const auto& [at, who] : where)
-      text += " " + std::to_string(who.size()) + " threads (first " + std::to_string(who[0]) + ") wait " + at + ";";
+      text += " " + std::to_string(who.size()) + " threads (first " + std::to_string(who[0]) +
+              ") wait " + at + ";";
     return text + " " + std::to_string(threads_.size() - alive_) + " have exited";
   }
 
@@ -291,9 +294,11 @@ class Block {
     for (const SharedArray& a : guarded_) {
       for (size_t i = 0; i < kGuard; ++i) {
         if (memory[a.begin - 1 - i] != kGuardByte)
-          failure_ = "a write before the start of a shared array of " + std::to_string(a.bytes) + " bytes";
+          failure_ =
+              "a write before the start of a shared array of " + std::to_string(a.bytes) + " bytes";
         if (memory[a.begin + a.bytes + i] != kGuardByte)
-          failure_ = "a write past the end of a shared array of " + std::to_string(a.bytes) + " bytes";
+          failure_ =
+              "a write past the end of a shared array of " + std::to_string(a.bytes) + " bytes";
       }
     }
   }
@@ -340,7 +345,8 @@ const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
   blockDim = block;
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
   for (uint64_t i = 0; i < blocks; ++i) {
-    const dim3 at{unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
+    const dim3 at{unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
+                  unsigned(i / grid.x / grid.y)};
     if (!Block(threads, shared_bytes, seed * blocks + i, thread).run(at)) {
       error += " (seed " + std::to_string(seed) + ")";
       return error.c_str();

@@ -2,9 +2,9 @@
 // for g++. A CUDA thread is a fiber; blocks run one after another; the order of threads is drawn
 // from a seed at every point where a thread waits, so a missing barrier shows as a wrong result.
 //
-// Found and reported: deadlocks (who waits where), lanes that are not in their own mask or read from a
-// lane outside it, exited lanes that others wait for, writes past a shared array. Shared memory starts
-// as NaN. Not modelled: time, the memory model, alignment.
+// Found and reported: deadlocks (who waits where), lanes that are not in their own mask or read
+// from a lane outside it, exited lanes that others wait for, writes past a shared array. Shared
+// memory starts as NaN. Not modelled: time, the memory model, alignment.
 #pragma once
 
 #include <cmath>
@@ -29,7 +29,8 @@ namespace cuda_emulator {
 
 enum class Collective { sync, ballot, shuffle, shuffle_up, shuffle_down, shuffle_xor };
 
-// Runs `thread` for every thread of the grid. Null, or what went wrong in the first block that failed.
+// Runs `thread` for every thread of the grid. Null, or what went wrong in the first block that
+// failed.
 const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 // The next launch draws its orders from this seed, the ones after it from its successors.
@@ -42,7 +43,8 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int ope
                          const char* file, int line);
 
 template <class T>
-T shuffle(Collective kind, unsigned mask, T value, int operand, int width, const char* file, int line) {
+T shuffle(Collective kind, unsigned mask, T value, int operand, int width, const char* file,
+          int line) {
   static_assert(sizeof(T) <= 8);
   uint64_t raw = 0;
   memcpy(&raw, &value, sizeof value);
@@ -53,10 +55,10 @@ T shuffle(Collective kind, unsigned mask, T value, int operand, int width, const
 
 }  // namespace cuda_emulator
 
-#define HEXAD_SHARED(type, name, dims)                                  \
-  static const char name##_key = 0;                                     \
-  using name##_array = type dims;                                       \
-  name##_array& name = *static_cast<name##_array*>(                     \
+#define HEXAD_SHARED(type, name, dims)              \
+  static const char name##_key = 0;                 \
+  using name##_array = type dims;                   \
+  name##_array& name = *static_cast<name##_array*>( \
       ::cuda_emulator::shared_array(&name##_key, sizeof(name##_array)))
 #define HEXAD_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(::cuda_emulator::dynamic_shared())
@@ -70,8 +72,8 @@ inline void __syncwarp(unsigned mask = ~0u, HEXAD_WHERE) {
   cuda_emulator::warp_collective(cuda_emulator::Collective::sync, mask, 0, 0, 32, file, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, HEXAD_WHERE) {
-  return unsigned(cuda_emulator::warp_collective(cuda_emulator::Collective::ballot, mask, predicate != 0, 0,
-                                                 32, file, line));
+  return unsigned(cuda_emulator::warp_collective(cuda_emulator::Collective::ballot, mask,
+                                                 predicate != 0, 0, 32, file, line));
 }
 inline int __any_sync(unsigned mask, int predicate, HEXAD_WHERE) {
   return __ballot_sync(mask, predicate, file, line) != 0;
@@ -80,11 +82,11 @@ inline int __all_sync(unsigned mask, int predicate, HEXAD_WHERE) {
   return __ballot_sync(mask, predicate, file, line) == mask;
 }
 
-#define HEXAD_SHUFFLE(name, kind)                                                                     \
-  template <class T>                                                                                  \
-  T name(unsigned mask, T value, int operand, int width = 32, HEXAD_WHERE) {                          \
-    return cuda_emulator::shuffle(cuda_emulator::Collective::kind, mask, value, operand, width, file, \
-                                  line);                                                              \
+#define HEXAD_SHUFFLE(name, kind)                                                               \
+  template <class T>                                                                            \
+  T name(unsigned mask, T value, int operand, int width = 32, HEXAD_WHERE) {                    \
+    return cuda_emulator::shuffle(cuda_emulator::Collective::kind, mask, value, operand, width, \
+                                  file, line);                                                  \
   }
 HEXAD_SHUFFLE(__shfl_sync, shuffle)
 HEXAD_SHUFFLE(__shfl_up_sync, shuffle_up)

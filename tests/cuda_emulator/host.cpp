@@ -6,7 +6,8 @@ namespace hexad {
 
 bool on_cuda(const hexad_tensor& t) {
   if (t.device_type == HEXAD_CPU) return true;
-  fail(HEXAD_UNSUPPORTED, "device type %d: the emulated kernels are for CPU tensors", t.device_type);
+  fail(HEXAD_UNSUPPORTED, "device type %d: the emulated kernels are for CPU tensors",
+       t.device_type);
 }
 
 const CpuTable& cpu() {

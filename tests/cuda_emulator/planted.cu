@@ -1,5 +1,5 @@
-// Kernels with one planted bug each, and the same kernels without it. planted(name, seed) returns 0 for a
-// right result, 1 for a wrong one, and the emulator's complaint otherwise.
+// Kernels with one planted bug each, and the same kernels without it. planted(name, seed) returns 0
+// for a right result, 1 for a wrong one, and the emulator's complaint otherwise.
 #include <cstdio>
 
 #include "cuda/common.cuh"
@@ -10,7 +10,18 @@ using hexad::cuda::kFullWarp;
 
 constexpr int kThreads = 64;
 
-enum Bug { none, no_barrier, no_second_barrier, half_barrier, bad_mask, outside_mask, exited_lane, past_end, unset, stuck };
+enum Bug {
+  none,
+  no_barrier,
+  no_second_barrier,
+  half_barrier,
+  bad_mask,
+  outside_mask,
+  exited_lane,
+  past_end,
+  unset,
+  stuck
+};
 
 // Sums each thread's number over the block, twice over the same array.
 __global__ void sum_twice(int* out, Bug bug) {
@@ -31,9 +42,12 @@ __global__ void exchange(int* out, Bug bug) {
   const int i = int(threadIdx.x), lane = i % 32;
   if (bug == exited_lane && lane == 7) return;
   if (bug == stuck && lane < 16) __syncthreads();
-  const unsigned mask = bug == bad_mask ? 0xfffffff0u : bug == outside_mask ? 0x0000ffffu : kFullWarp;
+  const unsigned mask = bug == bad_mask       ? 0xfffffff0u
+                        : bug == outside_mask ? 0x0000ffffu
+                                              : kFullWarp;
   int got = 0;
-  if (bug != outside_mask || lane < 16) got = __shfl_xor_sync(mask, i, bug == outside_mask ? 16 : 1);
+  if (bug != outside_mask || lane < 16)
+    got = __shfl_xor_sync(mask, i, bug == outside_mask ? 16 : 1);
   const int up = __shfl_up_sync(kFullWarp, got, 1), down = __shfl_down_sync(kFullWarp, up, 1);
   const unsigned votes = __ballot_sync(kFullWarp, lane % 3 == 0);
   const int pair = __shfl_sync(kFullWarp, down, 1, 2);
@@ -54,7 +68,7 @@ bool is(const char* a, const char* b) {
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) int planted(const char* kernel, int bug, int seed,
-                                                               char* complaint, int size) {
+                                                              char* complaint, int size) {
   using hexad::cuda::launch;
   cuda_emulator::seed(uint64_t(seed));
   int out[2 * kThreads] = {};
@@ -75,7 +89,8 @@ extern "C" __attribute__((visibility("default"))) int planted(const char* kernel
     if (is(kernel, "sum_twice"))
       wrong += out[i] != 2016 || out[kThreads + i] != 2016 + kThreads;
     else if (is(kernel, "exchange"))
-      // Down after up undoes it but for the last lane; then both lanes of a pair take the odd one's.
+      // Down after up undoes it but for the last lane; then both lanes of a pair take the odd
+      // one's.
       wrong += out[i] != i / 2 * 2 + (i % 32 >= 30) + 1;
     else
       wrong += !(values[i] == 1.f);
