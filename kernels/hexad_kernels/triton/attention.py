@@ -183,8 +183,8 @@ def tiles(dtype: torch.dtype, dim: int) -> dict[str, int]:
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: object) -> str | None:
-    if max(q.shape[3], v.shape[3]) > 256:
-        return f"head dimension {max(q.shape[3], v.shape[3])}, its tiles hold 256"
+    if max(q.shape[-1], v.shape[-1]) > 256:
+        return f"head dimension {max(q.shape[-1], v.shape[-1])}, its tiles hold 256"
     return refuse_dtypes(q, None if mask is None or mask.dtype == torch.bool else mask)
 
 
