@@ -177,8 +177,10 @@ def tiles(dtype: torch.dtype, dim: int) -> dict[str, int]:
     """Rows and keys of a tile, warps and stages."""
     if dtype == torch.float32:
         return {"BM": 16, "BN": 16, "num_warps": 8, "num_stages": 1}
-    if dim <= 128:
+    if dim <= 64:
         return {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}
+    if dim <= 128:
+        return {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2}
     return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
 
 
