@@ -77,7 +77,7 @@ void require_size(const hexad_tensor& t, const char* name, int dim, int64_t want
 
 void require_rows(const hexad_tensor& t, const char* name) {
   const int last = t.ndim - 1;
-  HEXAD_REQUIRE(t.shape[last] <= 1 || stride(t, last) == 1,
+  HEXAD_REQUIRE(t.shape[last] <= 1 || stride(t, last) == 1 || numel(t) == 0,
                 "%s: the last dimension has stride %lld, wants 1", name,
                 (long long)stride(t, last));
 }

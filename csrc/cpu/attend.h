@@ -84,25 +84,26 @@ HEXAD_INLINE vf load_upto(const T* p, int64_t n) {
   return n >= kLanes ? load(p) : load_first(p, n);
 }
 
-// c[r][0 .. 16 NV) = c * factor[r] + sum over k of a[r][k] * rows(k)[0 .. 16 NV), k in order.
+// c[r] = c[r] * factor[r] + sum over k of a[r][k] * rows.row(k), k in order, over NV registers.
 template <int MR, int NV, class Rows>
 HEXAD_INLINE void accumulate(float* c, int64_t c_step, const float* factor, const float* a,
                              int64_t a_step, const Rows& rows, int64_t begin, int64_t end) {
-  vf sum[MR][NV];
+  reg sum[MR][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n)
-      sum[r][n] = factor ? load(c + r * c_step + n * kLanes) * set1(factor[r]) : zero();
+      sum[r][n] =
+          factor ? load_reg(c + r * c_step + n * kRegLanes) * set1_reg(factor[r]) : set1_reg(0.f);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t k = rows.index(i);
     const float* row = rows.row(k);
-    vf b[NV];
+    reg b[NV];
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) b[n] = load(row + n * kLanes);
+    for (int n = 0; n < NV; ++n) b[n] = load_reg(row + n * kRegLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
-      const vf x = set1(a[r * a_step + k]);
+      const reg x = set1_reg(a[r * a_step + k]);
 #pragma GCC unroll 8
       for (int n = 0; n < NV; ++n) sum[r][n] = fma(x, b[n], sum[r][n]);
     }
@@ -110,7 +111,7 @@ HEXAD_INLINE void accumulate(float* c, int64_t c_step, const float* factor, cons
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) store(c + r * c_step + n * kLanes, sum[r][n]);
+    for (int n = 0; n < NV; ++n) store_reg(c + r * c_step + n * kRegLanes, sum[r][n]);
 }
 
 // Where the k-th row of the right factor starts: at a fixed step, at listed places, at listed
@@ -142,11 +143,16 @@ struct Picked {
 template <int MR, class Rows>
 void strips(float* c, int64_t c_step, const float* factor, const float* a, int64_t a_step,
             const Rows& rows, int64_t begin, int64_t end, int64_t columns) {
-  constexpr int NV = std::max(1, std::min(4, kAccumulators / MR));
+  constexpr int widest = MR == 1 ? 4 * kLanes / kRegLanes : 4;
+  constexpr int NV = std::max(1, std::min(widest, kAccumulators / MR));
+  constexpr int rest = kLanes / kRegLanes;
   int64_t at = 0;
-  for (; at + NV * kLanes <= columns; at += NV * kLanes)
+  for (; at + NV * kRegLanes <= columns; at += NV * kRegLanes)
     accumulate<MR, NV>(c + at, c_step, factor, a, a_step, rows.at(at), begin, end);
-  for (; at < columns; at += kLanes)
+  if constexpr (NV > rest)
+    for (; at + rest * kRegLanes <= columns; at += rest * kRegLanes)
+      accumulate<MR, rest>(c + at, c_step, factor, a, a_step, rows.at(at), begin, end);
+  for (; at < columns; at += kRegLanes)
     accumulate<MR, 1>(c + at, c_step, factor, a, a_step, rows.at(at), begin, end);
 }
 
@@ -171,7 +177,7 @@ void multiply(int64_t count, float* c, int64_t c_step, const float* factor, cons
 
 float exp_of(float x) {
   float lanes[kLanes];
-  store(lanes, exp(set1(x)));
+  store(lanes, exp_falling(set1(x)));
   return lanes[0];
 }
 
@@ -196,6 +202,7 @@ class Block {
       total_[r] = 0;
     }
     std::fill(out_, out_ + rows_ * o_step_, 0.f);
+    last_ = last;
     if (first < last) {
       take_queries();
       for (int64_t base = first / kTile * kTile; base < last; base += kTile)
@@ -224,9 +231,27 @@ class Block {
       seen = seen || from_[r] < upto_[r];
     }
     if (!seen) return;
+    fetch(base + kTile);
     scores(base, begin, end);
     for (int64_t r = 0; r < rows_; ++r) soften(base, r);
     values(base, begin, end);
+  }
+
+  // Asks for the next tile early: a lone row spends its time waiting for memory.
+  void fetch(int64_t base) const {
+    const int64_t n = std::min<int64_t>(kTile, last_ - base);
+    if (n <= 0) return;
+    const Keys<T>& keys = job_.keys;
+    const T* row[kTile];
+    keys.locate(keys.k, keys.k_key, keys.k_page, base, n, row);
+    fetch_rows(row, n, job_.head_dim);
+    keys.locate(keys.v, keys.v_key, keys.v_page, base, n, row);
+    fetch_rows(row, n, job_.value_dim);
+  }
+  static void fetch_rows(const T* const* row, int64_t n, int64_t dims) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t d = 0; d < dims; d += line) __builtin_prefetch(row[j] + d, 0, 2);
   }
 
   bool step_sees(int64_t r, int64_t n) const {
@@ -278,49 +303,63 @@ class Block {
     }
   }
 
-  // Scores become weights exp(s - m); a hidden key's weight is -0, which tells it from one that
-  // underflows.
+  // Scores become weights exp(s - m).
   void soften(int64_t base, int64_t r) {
     alpha_[r] = 1;
     sparse_[r] = false;
     if (from_[r] >= upto_[r]) return;
-    const vf hidden = set1(-__builtin_inff());
-    float* p = p_ + r * kTile;
     vf s[kTile / kLanes];
-    vi hide[kTile / kLanes];
-    vf best = hidden;
-    alignas(64) float add[kTile];
-    if (job_.mask.kind != MaskKind::none) read_mask(base, r, add);
-    vi any = set1i(0);
+    float* p = p_ + r * kTile;
+#pragma GCC unroll 4
     for (int n = 0; n < kTile / kLanes; ++n) {
       s[n] = load(p + n * kLanes);
       if (job_.softcap > 0) s[n] = set1(job_.softcap) * tanh(s[n] / set1(job_.softcap));
+    }
+    if (job_.mask.kind == MaskKind::none && from_[r] == 0 && upto_[r] == kTile)
+      return weights(r, s, [](int, vf w) { return w; });
+    vi hide[kTile / kLanes];
+    find_hidden(base, r, s, hide);
+    const vf hidden = set1(-__builtin_inff());
+    for (int n = 0; n < kTile / kLanes; ++n) s[n] = select(hide[n], hidden, s[n]);
+    // A hidden key's weight is -0, which tells it from one that underflows.
+    weights(r, s, [&](int n, vf w) { return select(hide[n], set1(-0.f), w); });
+  }
+
+  // Which keys of the tile row r does not see; a mask that adds is added.
+  void find_hidden(int64_t base, int64_t r, vf* s, vi* hide) {
+    const bool masked = job_.mask.kind != MaskKind::none;
+    alignas(64) float add[kTile];
+    if (masked) read_mask(base, r, add);
+    vi any = set1i(0);
+    for (int n = 0; n < kTile / kLanes; ++n) {
       const vi lane = iota() + set1i(n * kLanes);
       const vi inside = less_int(lane, set1i(upto_[r])) & less_int(set1i(from_[r] - 1), lane);
       hide[n] = inside ^ set1i(-1);
-      if (job_.mask.kind != MaskKind::none) {
-        const vf bias = load(add + n * kLanes);
-        const vi masked = equal(bias, hidden);
-        any = any | (masked & inside);
-        hide[n] = hide[n] | masked;
-        s[n] = s[n] + bias;
-      }
-      s[n] = select(hide[n], hidden, s[n]);
-      best = larger(best, s[n]);
+      if (!masked) continue;
+      const vf bias = load(add + n * kLanes);
+      const vi off = equal(bias, set1(-__builtin_inff()));
+      any = any | (off & inside);
+      hide[n] = hide[n] | off;
+      s[n] = s[n] + bias;
     }
-    sparse_[r] = job_.mask.kind != MaskKind::none && any_lane(any);
-    const float old = best_[r], now = std::max(old, max_across(best));
+    sparse_[r] = masked && any_lane(any);
+  }
+
+  template <class Keep>
+  HEXAD_INLINE void weights(int64_t r, vf* s, const Keep& keep) {
+    const float old = best_[r];
+    const float now = std::max(old, max_across(larger(larger(s[0], s[1]), larger(s[2], s[3]))));
     const vf m = set1(now == -__builtin_inff() ? 0.f : now);
-    vf w[kTile / kLanes];
+#pragma GCC unroll 4
     for (int n = 0; n < kTile / kLanes; ++n) {
-      w[n] = select(hide[n], set1(-0.f), exp(s[n] - m));
-      store(p + n * kLanes, w[n]);
+      s[n] = keep(n, exp_falling(s[n] - m));
+      store(p_ + r * kTile + n * kLanes, s[n]);
     }
     if (now != old) {
       best_[r] = now;
       alpha_[r] = exp_of(old - now);
     }
-    total_[r] = total_[r] * alpha_[r] + sum((w[0] + w[1]) + (w[2] + w[3]));
+    total_[r] = total_[r] * alpha_[r] + sum((s[0] + s[1]) + (s[2] + s[3]));
   }
 
   static bool any_lane(vi v) {
@@ -411,17 +450,18 @@ class Block {
     const bool nothing = total_[r] == 0;
     if (job_.lse)
       job_.lse[g * job_.lse_head + i * job_.lse_row] = nothing ? -__builtin_inff() : lse;
-    const vf inverse = set1(nothing ? 0.f : 1.f / total_[r]);
+    const vf total = set1(nothing ? 1.f : total_[r]);
     T* out = job_.out + g * job_.out_head + i * job_.out_row;
     int64_t d = 0;
     for (; d + kLanes <= job_.value_dim; d += kLanes)
-      store(out + d, load(out_ + r * o_step_ + d) * inverse);
+      store(out + d, load(out_ + r * o_step_ + d) / total);
     if (d < job_.value_dim)
-      store_first(out + d, load(out_ + r * o_step_ + d) * inverse, job_.value_dim - d);
+      store_first(out + d, load(out_ + r * o_step_ + d) / total, job_.value_dim - d);
   }
 
   const Job<T>& job_;
   const int64_t begin_, rows_, q_step_, o_step_;
+  int64_t last_;                          // one past the last key that any row sees
   alignas(64) float q_[kRowFloats];       // queries, scaled
   alignas(64) float out_[kRowFloats];     // sums, not yet divided
   alignas(64) float p_[kBlock * kTile];   // scores, then weights

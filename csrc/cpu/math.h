@@ -92,5 +92,25 @@ HEXAD_INLINE vf log_sigmoid(vf x) {
   return min(zero(), x) - log1p_unit(exp(-abs(x)));
 }
 
+// e^x for x <= 0, the weights of a softmax: as exp, but what would be subnormal is 0.
+HEXAD_INLINE vf exp_falling(vf x) {
+  const vi gone = less(x, set1(-87.3f));
+  x = max(set1(-87.3f), x);
+  const vf t = fma(x, set1(1.44269504088896341f), set1(12582912.f));
+  const vf n = t - set1(12582912.f);
+  vf r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  vf p = set1(1.f / 5040);
+  p = fma(p, r, set1(1.f / 720));
+  p = fma(p, r, set1(1.f / 120));
+  p = fma(p, r, set1(1.f / 24));
+  p = fma(p, r, set1(1.f / 6));
+  p = fma(p, r, set1(0.5f));
+  p = fma(p, r, set1(1.f));
+  p = fma(p, r, set1(1.f));
+  const vi k = bits(t) - bits(set1(12582912.f));
+  return select(gone, zero(), from_bits(bits(p) + (k << 23)));
+}
+
 }  // namespace
 }  // namespace hexad

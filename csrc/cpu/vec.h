@@ -437,12 +437,30 @@ HEXAD_INLINE void transpose(Pair<T>* v) {
   for (int i = 0; i < n; ++i) v[i] = {a[i], d[i]}, v[n + i] = {c[i], b[i]};
 }
 
-// How many vectors a kernel may keep as accumulators and leave room for its operands.
+// One machine register, for kernels that fill the register file with accumulators (an array of
+// halves would go through memory), and how many accumulators leave room for the operands.
 #if defined(__AVX512F__)
+using reg = f32x16;
 constexpr int kAccumulators = 24;
+#elif defined(__AVX2__)
+using reg = f32x8;
+constexpr int kAccumulators = 12;
 #else
-constexpr int kAccumulators = 6;
+using reg = f32x4;
+constexpr int kAccumulators = 24;
 #endif
+constexpr int kRegLanes = sizeof(reg) / sizeof(float);
+HEXAD_INLINE reg load_reg(const float* p) {
+  return load<reg>(p);
+}
+HEXAD_INLINE void store_reg(float* p, reg v) {
+  memcpy(p, &v, sizeof v);
+}
+HEXAD_INLINE reg set1_reg(float x) {
+  reg v;
+  splat(v, x);
+  return v;
+}
 
 }  // namespace
 }  // namespace hexad

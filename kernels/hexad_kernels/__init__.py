@@ -1,6 +1,8 @@
 """Kernels of generative models as plain functions on tensors, each with a plain torch reference beside it."""
 
+from hexad_kernels.append_kv import append_kv
 from hexad_kernels.attention import attention
+from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
 from hexad_kernels.invconv import invconv
@@ -9,13 +11,19 @@ from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, 
 from hexad_kernels.randn import randn
 from hexad_kernels.sample import sample
 from hexad_kernels.step import step
+from hexad_kernels.merge_attention import merge_attention
+from hexad_kernels.native import cmake_prefix, machine
+from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+from hexad_kernels.rope import rope
 
 __all__ = [
     "BACKENDS",
     "OPS",
     "BackendError",
     "Explanation",
+    "append_kv",
     "attention",
+    "attention_varlen",
     "backend",
     "cmake_prefix",
     "coupling",
@@ -26,4 +34,6 @@ __all__ = [
     "randn",
     "sample",
     "step",
+    "merge_attention",
+    "rope",
 ]

@@ -25,6 +25,7 @@ from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
 MAX_HEAD_DIM = 3840  # what the CPU kernels' scratch holds
+FAR = 2**40  # beyond any sequence, and no overflow when added to a position
 CAUSAL = {False: 0, True: 1, "upper_left": 2}
 
 
@@ -33,9 +34,10 @@ def window_sides(window: object, causal: bool) -> tuple[int, int]:
     if window is None:
         return -1, -1
     if type(window) is int and window >= 1:
-        return window - 1, (0 if causal else window - 1)
+        side = min(window, FAR) - 1
+        return side, (0 if causal else side)
     if isinstance(window, (tuple, list)) and len(window) == 2 and all(type(w) is int and w >= -1 for w in window):
-        return window[0], window[1]
+        return min(window[0], FAR), min(window[1], FAR)
     raise ValueError(f"window: got {window!r}, wants None, an int of at least 1, or (left, right) ints of at least -1")
 
 

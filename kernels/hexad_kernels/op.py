@@ -90,7 +90,8 @@ _EXPLAIN = "<explain>"
 class Op:
     """One op: its contract, its reference, and the backends that serve it.
 
-    schema      torch.library arguments and returns, e.g. "(Tensor x, float eps) -> Tensor"
+    schema      torch.library arguments and returns, e.g. "(Tensor x, float eps) -> Tensor"; in place:
+                "(Tensor x, Tensor(a!) cache) -> ()", where contract and reference return ()
     contract    checks shapes, dtypes, devices; returns the tuple of empty outputs
     reference   plain torch: the same arguments, returns the outputs
     native      (outputs, *args): calls the compiled kernel; None if there is none
@@ -118,7 +119,9 @@ class Op:
         self.cuda = cuda
         self.gradients = tuple(gradients)
         self.refuses = refuses
-        self.single = schema.rsplit("->", 1)[1].strip() == "Tensor"
+        returns = schema.rsplit("->", 1)[1].strip()
+        self.single = returns == "Tensor"
+        self.in_place = returns == "()"
         self._triton: Any = None
         self._warned: set[str] = set()
         self._register(schema)
@@ -272,10 +275,13 @@ class Op:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
 
     def _dispatched(self, *args: Any) -> Any:
-        return self.run(*args)
+        outputs = self.run(*args)
+        return None if self.in_place else outputs
 
     def _fake(self, *args: Any) -> Any:
         outputs = self.contract(*args)
+        if self.in_place:
+            return None
         return outputs[0] if self.single else outputs
 
     def _backward(self, grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:

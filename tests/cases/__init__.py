@@ -48,6 +48,7 @@ class Case:
     bench         also measured by bench/
     bench_only    too large for the tests
     dtypes        dtypes to test
+    statistics    positional arguments that stay float32 in any narrower dtype
     """
 
     name: str
@@ -59,6 +60,7 @@ class Case:
     bench: bool = False
     bench_only: bool = False
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    statistics: tuple[int, ...] = ()
     work: Work | None = None
 
 
@@ -73,7 +75,10 @@ def first_rows(call: Call, i: int) -> Call:
 
 def build(case: Case, dtype: torch.dtype, seed: int = 0) -> Call:
     call = case.make(torch.Generator().manual_seed(seed))
-    return call.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    cast = call.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    wide = torch.promote_types(dtype, torch.float32)
+    args = tuple(call.args[i].to(wide) if i in case.statistics else a for i, a in enumerate(cast.args))
+    return Call(args, cast.kwargs)
 
 
 def cases() -> dict[str, list[Case]]:

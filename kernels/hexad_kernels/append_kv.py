@@ -1,0 +1,108 @@
+"""append_kv: new keys and values into a cache, in place.
+
+    K_b[lengths[b] + s] = k_b[s]   (rotated to that position where cos and sin are given),   V_b[...] = v_b[s]
+
+The cache is decode's: contiguous rows, or pages found through a block table. lengths is not changed: the caller counts.
+
+Papers: Kwon et al. 2023 (PagedAttention, arXiv 2309.06180), Su et al. 2021 (RoPE, 2104.09864).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hexad_kernels import check, native
+from hexad_kernels.decode import check_cache, check_places
+from hexad_kernels.op import Op
+from hexad_kernels.rope import check_positions, check_tables, rotate, table
+
+
+def contract(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None,
+    cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+) -> tuple[()]:  # fmt: skip
+    check.tensor(k, "k", rank=4)
+    check.tensor(v, "v", rank=4)
+    batch, heads, rows, dim = k.shape
+    if v.shape[:3] != k.shape[:3]:
+        check.shape(v, "v", (batch, heads, rows, None), "(B, Hkv, S, Dv)")
+    check.like(v, "v", k, "k")
+    check_cache(k_cache, v_cache, lengths, block_table, batch)
+    check.like(k_cache, "k_cache", k, "k")
+    check.shape(k_cache, "k_cache", (None, heads, None, dim), "(P, Hkv, page, D)")
+    check.shape(v_cache, "v_cache", (None, heads, None, v.shape[3]), "(P, Hkv, page, Dv)")
+    if (cos is None) != (sin is None):
+        raise ValueError(f"{'cos' if cos is None else 'sin'}: missing, cos and sin come together")
+    if cos is not None and sin is not None:
+        check_tables(k, "k", cos, sin)
+    return ()
+
+
+def reference(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None,
+    cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+) -> tuple[()]:  # fmt: skip
+    starts, rows, page = lengths.tolist(), k.shape[2], k_cache.shape[2]
+    check_places(starts, 0, rows, block_table, k_cache)
+    if cos is not None and sin is not None:
+        check_positions(starts, "lengths", rows, cos)
+        k = rotate(k, cos, sin, starts, interleaved)
+    for b, start in enumerate(starts):
+        for s in range(rows):
+            at = start + s
+            index = b if block_table is None else int(block_table[b, at // page])
+            k_cache[index, :, at % page] = k[b, :, s]
+            v_cache[index, :, at % page] = v[b, :, s]
+    return ()
+
+
+def _native(
+    outputs: tuple[()],
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None,
+    cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+) -> None:  # fmt: skip
+    k_unit, v_unit = check.unit_stride(k_cache), check.unit_stride(v_cache)
+    native.C.append_kv(
+        check.unit_stride(k), check.unit_stride(v), k_unit, v_unit, lengths, block_table,
+        None if cos is None else table(cos), None if sin is None else table(sin), interleaved,
+    )  # fmt: skip
+    for cache, unit in ((k_cache, k_unit), (v_cache, v_unit)):
+        if unit is not cache:
+            cache.copy_(unit)
+
+
+_op = Op(
+    "append_kv",
+    "(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor lengths, Tensor? block_table, Tensor? cos,"
+    " Tensor? sin, bool interleaved) -> ()",
+    contract=contract,
+    reference=reference,
+    native=_native,
+)
+
+
+def append_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    block_table: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Write S new keys and values of each sequence behind what its cache holds.
+
+    k, v         (B, Hkv, S, D), (B, Hkv, S, Dv); float32, bfloat16 (float16, float64 through the reference)
+    k_cache      (P, Hkv, page, D), v_cache (P, Hkv, page, Dv), k's dtype; without block_table P = B
+    lengths      (B,) int32: keys already there; row s goes to position lengths[b] + s
+    block_table  (B, max_pages) int32: the page of each run of `page` positions. Sequences must not share the pages
+                 they write to.
+    cos, sin     (max_pos, D/2) float32, or k's dtype: k is rotated to its position (see rope); interleaved as there
+    Returns nothing; k_cache and v_cache change, at those positions only. Raises ValueError naming the row and the value
+    for a position beyond the cache or the tables and for a page that is not in the cache, before anything is written
+    (on the CPU; on a GPU the values are the caller's care).
+    """
+    _op(k, v, k_cache, v_cache, lengths, block_table, cos, sin, interleaved)
