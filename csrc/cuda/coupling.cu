@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) coupling_kernel(CouplingArgs a) {
     put(y + i, a.inverse ? (v - t) * expf(-s) : fmaf(v, expf(s), t));
     total += s;
   }
-  __shared__ float partial[kThreads];
+  HEXAD_SHARED(float, partial, [kThreads]);
   partial[threadIdx.x] = total;
   for (int n = kThreads / 2; n > 0; n /= 2) {
     __syncthreads();
@@ -58,13 +58,8 @@ __global__ void __launch_bounds__(kThreads) coupling_kernel(CouplingArgs a) {
 
 void coupling(const CouplingArgs& args, hexad_stream stream) {
   if (args.batch == 0) return;
-  if (args.batch > 0x7fffffff) fail(HEXAD_INVALID, "x: more than 2^31 - 1 rows");
-  const auto s = static_cast<cudaStream_t>(stream);
-  if (args.bf16)
-    coupling_kernel<__nv_bfloat16><<<unsigned(args.batch), kThreads, 0, s>>>(args);
-  else
-    coupling_kernel<float><<<unsigned(args.batch), kThreads, 0, s>>>(args);
-  check_launch("coupling");
+  launch("coupling", args.bf16 ? coupling_kernel<bf16> : coupling_kernel<float>,
+         blocks("coupling", args.batch), kThreads, 0, stream, args);
 }
 
 }  // namespace cuda

@@ -166,6 +166,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=True,
     refuses=refuses,
     gradients=(0, 1, 2, 3),
 )

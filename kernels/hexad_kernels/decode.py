@@ -130,6 +130,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=True,
     refuses=refuses,
 )
 
