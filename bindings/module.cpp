@@ -15,8 +15,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("attention_varlen", door(hexad_attention_varlen));
   m.def("coupling", door(hexad_coupling));
   m.def("decode", door(hexad_decode));
-  m.def("merge_attention", door(hexad_merge_attention));
-  m.def("rope", door(hexad_rope));
   m.def("invconv", door(hexad_invconv));
   m.def("linear", door(hexad_linear));
   m.def("maskedconv", door(hexad_maskedconv));

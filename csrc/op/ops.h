@@ -17,8 +17,3 @@
 #include "op/sample.h"
 #include "op/step.h"
 #include "op/vq.h"
-#include "op/merge_attention.h"
-#include "op/randn.h"
-#include "op/rope.h"
-#include "op/sample.h"
-#include "op/step.h"

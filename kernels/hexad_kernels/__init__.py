@@ -8,11 +8,6 @@ from hexad_kernels.decode import decode
 from hexad_kernels.invconv import invconv
 from hexad_kernels.linear import linear
 from hexad_kernels.maskedconv import maskedconv
-from hexad_kernels.native import cmake_prefix, machine
-from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
-from hexad_kernels.randn import randn
-from hexad_kernels.sample import sample
-from hexad_kernels.step import step
 from hexad_kernels.merge_attention import merge_attention
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.norm import norm
