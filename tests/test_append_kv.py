@@ -1,0 +1,110 @@
+"""append_kv beyond the promises: writes its positions and no other, token by token as at once; errors write nothing."""
+
+import pytest
+import torch
+
+import hexad_kernels
+from hexad_kernels import append_kv, attention, decode, rope
+
+ROOM, HEADS, DIM = 40, 2, 16
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def draw(*shape, seed=7, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def tables():
+    angle = torch.arange(ROOM)[:, None] * 100 ** (-torch.arange(0, DIM, 2) / DIM)
+    return {"cos": angle.cos(), "sin": angle.sin()}
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_writes_its_positions_and_no_other(name, interleaved):
+    k, v = draw(2, HEADS, 3, DIM), draw(2, HEADS, 3, 24, seed=8)
+    caches = draw(2, HEADS, ROOM, DIM, seed=9), draw(2, HEADS, ROOM, 24, seed=10)
+    before = [c.clone() for c in caches]
+    lengths = int32(5, 37)
+    with hexad_kernels.backend(name):
+        turned = rope(k, **tables(), positions=lengths, interleaved=interleaved)
+        assert append_kv(k, v, *caches, lengths, **tables(), interleaved=interleaved) is None
+    for b, at in enumerate(lengths.tolist()):
+        before[0][b, :, at : at + 3] = turned[b]
+        before[1][b, :, at : at + 3] = v[b]
+    assert torch.equal(caches[0], before[0]) and torch.equal(caches[1], before[1])
+
+
+@pytest.mark.parametrize("page", [None, 1, 8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_generating_token_by_token_has_the_prefills_bits(page, dtype):
+    q, k, v = (draw(2, h, ROOM, DIM, seed=s, dtype=dtype) for h, s in ((6, 1), (HEADS, 2), (HEADS, 3)))
+    options, shape = {}, (2, HEADS, ROOM, DIM)
+    if page:
+        each = -(-ROOM // page)
+        options["block_table"] = torch.randperm(2 * each).to(torch.int32).view(2, each)
+        shape = (2 * each, HEADS, page, DIM)
+    caches = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)]
+    whole = attention(rope(q, **tables()), rope(k, **tables()), v, causal=True)
+    append_kv(k[:, :, :7], v[:, :, :7], *caches, int32(0, 0), **options, **tables())
+    for n in range(7, ROOM):
+        at = int32(n, n)
+        append_kv(k[:, :, n : n + 1], v[:, :, n : n + 1], *caches, at, **options, **tables())
+        out = decode(rope(q[:, :, n : n + 1], **tables(), positions=at)[:, :, 0], *caches, at + 1, **options)
+        assert torch.equal(out, whole[:, :, n])
+
+
+def test_a_strided_cache_is_written_in_place():
+    k, v = draw(2, HEADS, 3, DIM), draw(2, HEADS, 3, DIM, seed=8)
+    plain = [torch.zeros(2, HEADS, ROOM, DIM) for _ in range(2)]
+    strided = [torch.zeros(2, ROOM, DIM, HEADS).permute(0, 3, 1, 2), torch.zeros(2, ROOM, HEADS, DIM).transpose(1, 2)]
+    for caches in (plain, strided):
+        append_kv(k, v, *caches, int32(2, 9))
+    assert torch.equal(plain[0], strided[0]) and torch.equal(plain[1], strided[1]) and plain[0].any()
+
+
+def test_compiles_without_graph_breaks():
+    k, v = draw(2, HEADS, 3, DIM), draw(2, HEADS, 3, DIM, seed=8)
+    eager, traced = ([torch.zeros(2, HEADS, ROOM, DIM) for _ in range(2)] for _ in range(2))
+
+    def step(k, v, k_cache, v_cache, lengths):
+        append_kv(k, v, k_cache, v_cache, lengths)
+        return k_cache.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(k, v, *traced, int32(2, 9)), step(k, v, *eager, int32(2, 9)))
+    assert torch.equal(traced[0], eager[0]) and torch.equal(traced[1], eager[1]) and eager[1].any()
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"lengths": int32(0, 38)}, ValueError, "lengths: row 1 is 38, wants 0 to 37"),
+        ({"lengths": int32(-1, 0)}, ValueError, "lengths: row 0 is -1, wants 0 to 37"),
+        ({"lengths": int32(0)}, ValueError, "lengths: got shape (1,), wants (2) = (B,)"),
+        ({"lengths": torch.tensor([0, 1])}, TypeError, "lengths: got int64, wants int32"),
+        ({"block_table": int32([0], [2])}, ValueError, "block_table: row 1 has 2 at 0, wants 0 to 1"),
+        ({"block_table": int32([-1], [1])}, ValueError, "block_table: row 0 has -1 at 0"),
+        ({"k": torch.zeros(2, HEADS, DIM)}, ValueError, "k: got 3 dimensions"),
+        ({"v": torch.zeros(2, HEADS, 4, DIM)}, ValueError, "v: got shape"),
+        ({"k_cache": torch.zeros(2, HEADS, ROOM, 8)}, ValueError, "k_cache: got shape"),
+        ({"v_cache": torch.zeros(2, HEADS, ROOM, 8)}, ValueError, "v_cache: got shape"),
+        ({"k_cache": torch.zeros(2, HEADS, ROOM, DIM).double()}, TypeError, "v_cache: got float32"),
+        ({"cos": torch.zeros(ROOM, 8)}, ValueError, "sin: missing, cos and sin come together"),
+        ({"cos": torch.zeros(9, 8), "sin": torch.zeros(9, 8)}, ValueError, "lengths: row 1 starts at 7, wants 0 to 6"),
+        ({"cos": torch.zeros(ROOM, 9), "sin": torch.zeros(ROOM, 9)}, ValueError, "cos: got shape"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_writes_nothing(name, change, error, text):
+    caches = {"k_cache": torch.zeros(2, HEADS, ROOM, DIM), "v_cache": torch.zeros(2, HEADS, ROOM, DIM)}
+    new = {"k": draw(2, HEADS, 3, DIM), "v": draw(2, HEADS, 3, DIM), "lengths": int32(0, 7)}
+    arguments = new | caches | change
+    with hexad_kernels.backend(name), pytest.raises(error) as caught:
+        append_kv(**arguments)
+    assert text in str(caught.value)
+    assert not any(arguments[c].any() for c in caches)
