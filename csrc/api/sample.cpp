@@ -29,12 +29,11 @@ void require_range(double value, const char* name, int64_t row, bool one) {
 }  // namespace
 
 extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
-                                     const hexad_tensor* positions,
-                                     const hexad_tensor* temperatures, const hexad_tensor* top_ks,
-                                     const hexad_tensor* top_ps, const hexad_tensor* min_ps,
-                                     hexad_tensor* out, hexad_tensor* workspace, int64_t position,
-                                     float temperature, int64_t top_k, float top_p, float min_p,
-                                     hexad_stream stream) {
+                                     const hexad_tensor* positions, const hexad_tensor* top_ks,
+                                     const hexad_tensor* temperatures, const hexad_tensor* top_ps,
+                                     const hexad_tensor* min_ps, hexad_tensor* out,
+                                     hexad_tensor* workspace, int64_t position, float temperature,
+                                     int64_t top_k, float top_p, float min_p, hexad_stream stream) {
   (void)stream;
   return guarded([&] {
     require_rank(logits, "logits", 2);
@@ -81,7 +80,7 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
       if (args.temperature[b] > 0) {
         HEXAD_REQUIRE(args.seeds, "seeds: missing, but row %lld has temperature %g (0 is greedy)",
                       (long long)b, args.temperature[b]);
-        HEXAD_REQUIRE(args.workspace && args.slots > 0,
+        HEXAD_REQUIRE(vocabulary <= kSampleScratch || (args.workspace && args.slots > 0),
                       "workspace: missing, wants int32 (1 or more, %lld)",
                       (long long)(2 * vocabulary));
       }

@@ -40,7 +40,7 @@ void randn(const RandnArgs& a) {
       const int64_t b = i / pieces, at = i % pieces * kElements;
       float z[kElements];
       normals(uint64_t(a.seeds[b]), uint64_t(a.offset), at, z);
-      std::copy_n(z, std::min<int64_t>(a.row - at, kElements), a.out + b * a.out_stride + at);
+      std::copy_n(z, std::min<int64_t>(a.row - at, kElements), a.out + b * a.row + at);
     }
   });
 }

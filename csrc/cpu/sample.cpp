@@ -114,12 +114,12 @@ struct Cut {
 
 template <class Key, class Mass>
 Cut find_cut(int64_t n, double target, const Key& key, const Mass& mass) {
-  constexpr int kDigit = 11;
-  double found[1 << kDigit];
+  const int digit_bits = n < 4096 ? 8 : 11;  // short rows: fewer bins to clear and walk
+  double found[1 << 11];
   uint64_t prefix = 0;
   double above = 0;
   for (int shift = 32; shift > 0;) {
-    const int bits = std::min(shift, kDigit), known = shift;
+    const int bits = std::min(shift, digit_bits), known = shift;
     shift -= bits;
     const uint32_t mask = (1u << bits) - 1;
     std::fill_n(found, 1 << bits, 0.0);
@@ -214,13 +214,15 @@ namespace HEXAD_ISA {
 
 void sample(const SampleArgs& a) {
   const int64_t slots = a.workspace ? std::min(a.slots, a.batch) : a.batch;
-  parallel_for(slots, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      int32_t* workspace = a.workspace ? a.workspace + slot * 2 * a.vocabulary : nullptr;
-      for (int64_t b = slot; b < a.batch; b += slots)
-        a.out[b] = a.bf16 ? token_of<bf16>(a, b, workspace) : token_of<float>(a, b, workspace);
-    }
-  });
+  parallel_for(
+      slots, a.workspace ? 1 : 1 + (1 << 12) / a.vocabulary, [&](int64_t begin, int64_t end) {
+        int32_t own[2 * kSampleScratch];
+        for (int64_t slot = begin; slot < end; ++slot) {
+          int32_t* scratch = a.workspace ? a.workspace + slot * 2 * a.vocabulary : own;
+          for (int64_t b = slot; b < a.batch; b += slots)
+            a.out[b] = a.bf16 ? token_of<bf16>(a, b, scratch) : token_of<float>(a, b, scratch);
+        }
+      });
 }
 
 }  // namespace HEXAD_ISA

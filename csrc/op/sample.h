@@ -4,6 +4,8 @@
 
 namespace hexad {
 
+constexpr int64_t kSampleScratch = 4096;  // tokens: longer rows need a workspace
+
 enum SampleStatus : int64_t { kSampleNaN = -1, kSampleNothing = -2 };
 
 // A parameter of each row: values[b], or one for all.
@@ -22,7 +24,7 @@ struct SampleArgs {
   PerRow<int64_t> position, top_k;
   PerRow<float> temperature, top_p, min_p;
   int64_t* out;        // a token, or a SampleStatus
-  int32_t* workspace;  // (slots, 2 vocabulary); null: every temperature is 0
+  int32_t* workspace;  // (slots, 2 vocabulary); null: not needed
   int64_t slots;
 };
 

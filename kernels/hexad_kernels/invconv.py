@@ -32,7 +32,7 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
         check.tensor(bias, "bias")
         check.shape(bias, "bias", (c,), "x's channels")
         check.like(bias, "bias", x, "x")
-    return (torch.empty_like(x, memory_format=torch.contiguous_format),)
+    return (x.new_empty(x.shape),)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,14 +49,9 @@ def _refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def _native(outputs: tuple[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    (y,) = outputs
-    if y.numel() == 0:
-        return
-    batch, c = x.shape[:2]
-    native.C.invconv(
-        x.reshape(batch, c, -1).contiguous(), weight.float().contiguous(),
-        None if bias is None else bias.float().contiguous(), y.view(batch, c, -1),
-    )  # fmt: skip
+    if x.dtype != torch.float32:
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    native.C.invconv(x.contiguous(), weight.contiguous(), bias if bias is None else bias.contiguous(), outputs[0])
 
 
 _op = Op(

@@ -82,7 +82,7 @@ def reference(seeds: Tensor, shape: Sequence[int], offset: int) -> Tensor:
 
 
 def _native(outputs: tuple[Tensor], seeds: Tensor, shape: Sequence[int], offset: int) -> None:
-    native.C.randn(seeds.contiguous(), check.rows(outputs[0]), offset)
+    native.C.randn(seeds.contiguous(), outputs[0].reshape(len(seeds), math.prod(shape)), offset)
 
 
 _op = Op(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from hexad_kernels import check, native
 from hexad_kernels.op import Op
 from hexad_kernels.randn import WORD, as_seeds, philox, words
 
+OWN_SCRATCH = 4096  # tokens: longer rows need a workspace
 RANGES = {
     "temperature": "a finite number of at least 0",
     "top_k": "at least 0 (0: all tokens)",
@@ -53,9 +55,10 @@ def contract(
     batch, vocabulary = logits.shape
     if vocabulary == 0:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, wants at least one token")
-    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p), ("min_p", min_p)):
-        if not _ok(name, value):
-            raise ValueError(f"{name}: got {value}, wants {RANGES[name]}")
+    if not (0 <= temperature < math.inf and top_k >= 0 and 0 <= top_p <= 1 and 0 <= min_p <= 1):
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        name = next(name for name, value in given.items() if not _ok(name, value))
+        raise ValueError(f"{name}: got {given[name]}, wants {RANGES[name]}")
     if position < 0:
         raise ValueError(f"position: got {position}, wants at least 0")
     if seeds is None:
@@ -67,16 +70,17 @@ def contract(
         _per_row(positions, "position", logits, (torch.int64,))
     if top_ks is not None:
         _per_row(top_ks, "top_k", logits, (torch.int64,))
-    for value, name in ((temperatures, "temperature"), (top_ps, "top_p"), (min_ps, "min_p")):
-        if value is not None:
-            _per_row(value, name, logits, check.FLOATS)
-    return (torch.empty(batch, dtype=torch.int64, device=logits.device),)
+    for per_row, name in ((temperatures, "temperature"), (top_ps, "top_p"), (min_ps, "min_p")):
+        if per_row is not None:
+            _per_row(per_row, name, logits, check.FLOATS)
+    return (logits.new_empty(batch, dtype=torch.int64),)
 
 
 def _per_row(value: Tensor, name: str, logits: Tensor, dtypes: Sequence[torch.dtype]) -> None:
-    check.tensor(value, name, rank=1, dtypes=dtypes)
-    check.shape(value, name, (logits.shape[0],), "a value per row of logits")
-    check.like(value, name, logits, "logits", dtype=False)
+    check.tensor(value, name, dtypes=dtypes)
+    if value.shape != logits.shape[:1] or value.device != logits.device:
+        check.shape(value, name, (logits.shape[0],), "a value per row of logits")
+        check.like(value, name, logits, "logits", dtype=False)
 
 
 def kept_tokens(
@@ -152,19 +156,14 @@ def _native(
         return
     if logits.stride(1) != 1 and vocabulary > 1:
         logits = logits.contiguous()
-    # A row being drawn needs its weights and the indices still in play.
     workspace = None
-    if temperature or temperatures is not None:
-        workspace = torch.empty(min(batch, torch.get_num_threads()), 2 * vocabulary, dtype=torch.int32)
-    values = [
-        None if v is None else v.to(dtype).contiguous()
-        for v, dtype in (
-            (positions, torch.int64), (temperatures, torch.float32), (top_ks, torch.int64),
-            (top_ps, torch.float32), (min_ps, torch.float32),
-        )
-    ]  # fmt: skip
+    if vocabulary > OWN_SCRATCH and (temperature or temperatures is not None):
+        # A row being drawn needs its weights and the indices still in play.
+        workspace = logits.new_empty((min(batch, torch.get_num_threads()), 2 * vocabulary), dtype=torch.int32)
+    integers = [v if v is None else v.contiguous() for v in (seeds, positions, top_ks)]
+    floats = [v if v is None else v.float().contiguous() for v in (temperatures, top_ps, min_ps)]
     native.C.sample(
-        logits, None if seeds is None else seeds.contiguous(), *values, outputs[0], workspace,
+        logits, *integers, *floats, outputs[0], workspace,
         position, temperature, min(top_k, vocabulary), top_p, min_p,
     )  # fmt: skip
 
@@ -202,11 +201,12 @@ def sample(
     Raises ValueError, and returns nothing, for a row that has NaN or is -inf everywhere (naming it) and for a
     parameter out of range.
     """
-    scalar, rows = [], []
+    scalar: list[Any] = []
+    rows: list[Tensor | None] = []
     for value, off in ((position, 0), (temperature, 0.0), (top_k, 0), (top_p, 1.0), (min_p, 0.0)):
         given = isinstance(value, Tensor)
         scalar.append(off if given else value)
-        rows.append(value if given else None)
+        rows.append(value if isinstance(value, Tensor) else None)
     if seeds is not None and not isinstance(seeds, Tensor):
         seeds = as_seeds(seeds).to(logits.device)
     for i in (1, 3, 4):

@@ -30,6 +30,14 @@ STATES = ("x", "history[0]", "history[1]", "history[2]", "last", "noise")
 COLUMNS = (0, 3, 4, 5, 6, 7)  # where STATES stand in a row of C
 
 
+def _same(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: bool = True) -> None:
+    """`value` is like `other` in shape and device, and in dtype if it is to be. Cheap when it is."""
+    check.tensor(value, name)
+    if value.shape != other.shape or value.device != other.device or (dtype and value.dtype != other.dtype):
+        check.shape(value, name, tuple(other.shape), f"{other_name}'s shape")
+        check.like(value, name, other, other_name, dtype=dtype)
+
+
 def contract(
     table: Tensor,
     index: int,
@@ -44,31 +52,30 @@ def contract(
     outputs: int,
 ) -> tuple[Tensor, ...]:
     check.tensor(x, "x", dtypes=STATE)
+    shape = x.shape
     check.tensor(table, "table", rank=3, dtypes=STATE)
-    if table.shape[1] != 4 or table.shape[2] != 8:
+    steps, *row = table.shape
+    if row != [4, 8] or table.dtype != x.dtype or table.device != x.device:
         check.shape(table, "table", (None, 4, 8), "(steps, [A B c g], C)")
-    check.like(table, "table", x, "x")
-    if not 0 <= index < table.shape[0]:
-        raise ValueError(f"index: got {index}, wants 0 to {table.shape[0] - 1}, a row of the table")
+        check.like(table, "table", x, "x")
+    if not 0 <= index < steps:
+        raise ValueError(f"index: got {index}, wants 0 to {steps - 1}, a row of the table")
     if not 1 <= outputs <= 3:
         raise ValueError(f"outputs: got {outputs}, wants 1, 2 or 3")
-    shape = x.shape
-    check.tensor(model_output, "model_output")
-    if model_output.shape != shape:
-        check.shape(model_output, "model_output", tuple(shape), "x's shape")
-    check.like(model_output, "model_output", x, "x", dtype=False)
+    _same(model_output, "model_output", x, "x", dtype=False)
     if uncond is not None:
-        check.tensor(uncond, "uncond")
-        if uncond.shape != shape:
-            check.shape(uncond, "uncond", tuple(shape), "x's shape")
-        check.like(uncond, "uncond", model_output, "model_output")
-    for value, name in ((h1, "history[0]"), (h2, "history[1]"), (h3, "history[2]"), (last, "last"), (noise, "noise")):
-        if value is not None:
-            check.tensor(value, name)
-            if value.shape != shape:
-                check.shape(value, name, tuple(shape), "x's shape")
-            check.like(value, name, x, "x")
-    return tuple([torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(outputs)])
+        _same(uncond, "uncond", model_output, "model_output")
+    if h1 is not None:
+        _same(h1, "history[0]", x, "x")
+    if h2 is not None:
+        _same(h2, "history[1]", x, "x")
+    if h3 is not None:
+        _same(h3, "history[2]", x, "x")
+    if last is not None:
+        _same(last, "last", x, "x")
+    if noise is not None:
+        _same(noise, "noise", x, "x")
+    return tuple([x.new_empty(shape) for _ in range(outputs)])
 
 
 def _require_present(row: Tensor, states: Sequence[Tensor | None], outputs: int) -> None:

@@ -151,13 +151,13 @@ HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos
                                   const hexad_tensor* sin, const hexad_tensor* positions,
                                   hexad_tensor* y, int32_t interleaved, hexad_stream stream);
 /* invconv: y[b, o, s] = bias[o] + sum over c of weight[o, c] x[b, c, s], in float32.
- *   x, y (B, C, S) fp32 or bf16, contiguous, C <= 1024; weight (C, C), bias (C) fp32, bias may be
+ *   x, y (B, C, ...) fp32 or bf16, contiguous, C <= 1024; weight (C, C), bias (C) fp32, bias may be
  *   NULL. */
 HEXAD_API hexad_status hexad_invconv(const hexad_tensor* x, const hexad_tensor* weight,
                                      const hexad_tensor* bias, hexad_tensor* y,
                                      hexad_stream stream);
 
-/* randn: standard normals. seeds (B) int64, out (B, N) fp32 with contiguous rows, offset >= 0.
+/* randn: standard normals. seeds (B) int64, out (B, ...) fp32 contiguous, offset >= 0.
  * Row b is Box-Muller on Philox4x32-10 with key seeds[b] and counter (element / 4, offset). */
 HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out, int64_t offset,
                                    hexad_stream stream);
@@ -169,10 +169,11 @@ HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out,
  *   positions, top_ks (B) int64 and temperatures, top_ps, min_ps (B) fp32 go before the scalar of
  *   their name unless NULL.
  *   workspace (R, 2 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
- *   0. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no tokens. */
+ *   0 or V <= 4096. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no
+ * tokens. */
 HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
-                                    const hexad_tensor* positions, const hexad_tensor* temperatures,
-                                    const hexad_tensor* top_ks, const hexad_tensor* top_ps,
+                                    const hexad_tensor* positions, const hexad_tensor* top_ks,
+                                    const hexad_tensor* temperatures, const hexad_tensor* top_ps,
                                     const hexad_tensor* min_ps, hexad_tensor* out,
                                     hexad_tensor* workspace, int64_t position, float temperature,
                                     int64_t top_k, float top_p, float min_p, hexad_stream stream);
