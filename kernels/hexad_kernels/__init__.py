@@ -6,15 +6,13 @@ from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
 from hexad_kernels.invconv import invconv
-from hexad_kernels.native import cmake_prefix, machine
-from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
-from hexad_kernels.randn import randn
-from hexad_kernels.sample import sample
-from hexad_kernels.step import step
 from hexad_kernels.merge_attention import merge_attention
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+from hexad_kernels.randn import randn
 from hexad_kernels.rope import rope
+from hexad_kernels.sample import sample
+from hexad_kernels.step import step
 
 __all__ = [
     "BACKENDS",
@@ -31,9 +29,9 @@ __all__ = [
     "explain",
     "invconv",
     "machine",
+    "merge_attention",
     "randn",
+    "rope",
     "sample",
     "step",
-    "merge_attention",
-    "rope",
 ]
