@@ -18,6 +18,13 @@ def label(value):
     return getattr(value, "name", None) or str(value).removeprefix("torch.")
 
 
+def slow(backend_name, case, test):
+    """Interpreted kernels take seconds: the shapes that are not small go through one test only."""
+    if case.small or backend_name == "cuda":
+        return False
+    return case.bench or (backend_name == "triton-interpreted" and test != "test_accuracy")
+
+
 @pytest.fixture(autouse=True)
 def served_by_the_backend(request, backend_name):
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
@@ -30,8 +37,8 @@ def served_by_the_backend(request, backend_name):
             pytest.skip(f"{name} has no Triton kernel")
         if not OPS[name].cuda and backend_name.startswith("cuda"):
             pytest.skip(f"{name} has no CUDA kernel")
-        if not case.small and backend_name != "cuda":
-            pytest.skip("too slow under an interpreter")
+        if slow(backend_name, case, request.node.originalname):
+            pytest.skip(f"too slow for {backend_name}")
     with hexad_kernels.backend(backend_name):
         yield
 

@@ -37,6 +37,7 @@ __all__ = [
     "maskedconv",
     "merge_attention",
     "norm",
+    "merge_attention",
     "randn",
     "rope",
     "sample",

@@ -25,12 +25,6 @@ extern "C" const char* hexad_isa_available(void) {
 extern "C" hexad_status hexad_set_isa(const char*) {
   return HEXAD_OK;
 }
-extern "C" hexad_status hexad_bind_openmp(const char*) {
-  return HEXAD_OK;
-}
-extern "C" const char* hexad_openmp_path(void) {
-  return "";
-}
 extern "C" const char* hexad_cuda_missing(void) {
   return "";
 }

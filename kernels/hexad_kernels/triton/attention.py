@@ -1,7 +1,7 @@
 """attention in Triton: a program per tile of query rows carries the softmax over tiles of keys.
 
-Tile sizes follow from dtype and head dimension alone and key tiles are counted from key 0, so a row's bits depend on
-what it sees and on nothing else. Tiles that no row of the program sees are skipped.
+Tile sizes follow from dtype, head dimension and whether there is a mask, and key tiles are counted from key 0: a row's
+bits depend on what it sees and on nothing else. Tiles that no row of the program sees are skipped.
 
 A hidden key must not matter, yet in a matrix product 0 * NaN does. So the fast loop runs first; a program that ends
 up with a NaN or an infinity runs again with care.
@@ -34,7 +34,7 @@ def online_softmax(s, visible, m, total):
 def add_special(acc, p, v_ptr, v_row, keys, BN: tl.constexpr):
     """acc plus what NaN and infinite values add, one key at a time; p is negative where a row doesn't see a key."""
     columns = tl.arange(0, BN)
-    for j in range(0, tl.minimum(BN, keys)):
+    for j in tl.range(0, tl.minimum(BN, keys), num_stages=1):
         value = tl.load(v_ptr + j * v_row).to(tl.float32)
         weight = tl.sum(tl.where((columns == j)[None, :], p, 0.0), 1)
         adds = ((weight < 0.0) == 0)[:, None] & ((tl.abs(value) < float("inf")) == 0)[None, :]
@@ -64,10 +64,11 @@ def attend(
         end = tl.minimum(first + BM + offset + right, keys)
     k_at = k_ptr + columns[None, :] * k_row + d[:, None] * k_col
     v_at = v_ptr + columns[:, None] * v_row + dv[None, :] * v_col
-    mask_at = mask_ptr
     if MASK != 0:
-        mask_at = mask_ptr + rows.to(tl.int64)[:, None] * mask_row + columns[None, :] * mask_col
-    for n in range(begin, end, BN):
+        mask_ptr += tl.cast(first, tl.int64) * mask_row
+    mask_at = tl.arange(0, BM)[:, None] * mask_row + columns[None, :] * mask_col
+    # The careful loop is seldom run; pipelined, it would cost registers that the other one needs.
+    for n in tl.range(begin, end, BN, num_stages=1 if CAREFUL else None):
         there = n + columns < keys
         step = tl.cast(n, tl.int64)
         k = tl.load(k_at + step * k_row, mask=there[None, :] & (d[:, None] < dim), other=0.0)
@@ -81,9 +82,9 @@ def attend(
         if RIGHT:
             visible = visible & (ahead <= right)
         if MASK == 1:
-            visible = visible & (tl.load(mask_at + step * mask_col, mask=visible, other=0) != 0)
+            visible = visible & (tl.load(mask_ptr + step * mask_col + mask_at, mask=visible, other=0) != 0)
         elif MASK == 2:
-            bias = tl.load(mask_at + step * mask_col, mask=visible, other=0.0).to(tl.float32)
+            bias = tl.load(mask_ptr + step * mask_col + mask_at, mask=visible, other=0.0).to(tl.float32)
             visible = visible & (bias != float("-inf"))
             s += bias
         p, before, m, total = online_softmax(s, visible, m, total)
@@ -173,15 +174,12 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def tiles(dtype: torch.dtype, dim: int) -> dict[str, int]:
-    """Rows and keys of a tile, warps and stages."""
+def tiles(dtype: torch.dtype, dim: int, masked: bool) -> dict[str, int]:
+    """Rows and keys of a tile, warps and stages: the widest that spill no register."""
     if dtype == torch.float32:
         return {"BM": 16, "BN": 16, "num_warps": 8, "num_stages": 1}
-    if dim <= 64:
-        return {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}
-    if dim <= 128:
-        return {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2}
-    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
+    keys = 64 if dim <= 64 and not masked else 32
+    return {"BM": 64, "BN": keys, "num_warps": 4 if dim <= 128 else 8, "num_stages": 2}
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: object) -> str | None:
@@ -207,7 +205,7 @@ def run(
         mask = mask.view(torch.uint8) if kind == 1 else mask
         mask_strides = mask.expand(batch, heads, rows, keys).stride()
     widths = padded(dim), padded(value_dim)
-    shape = tiles(q.dtype, max(widths))
+    shape = tiles(q.dtype, max(widths), mask is not None)
     launch(
         attention_kernel, (triton.cdiv(rows, shape["BM"]) * heads * batch,), q.device, q, k, v, mask, out, lse,
         heads, heads // kv_heads, rows, keys, dim, value_dim,

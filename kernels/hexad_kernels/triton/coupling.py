@@ -27,7 +27,7 @@ def coupling_kernel(
     shift_ptr += b * shift_stride
     if AFFINE:
         raw_ptr += b * raw_stride
-    total = tl.zeros((TILE,), tl.float32)
+    total = tl.zeros((TILE,), tl.float64)
     for begin in range(0, row, TILE):
         i = begin + tl.arange(0, TILE)
         there = i < row
@@ -47,13 +47,13 @@ def coupling_kernel(
                 s = clamp * tanh(s / clamp)
             elif SCALE_MAP == 2:
                 s = log_sigmoid(s + 2.0)
-            total += tl.where(moves, s, 0.0)
+            total += tl.where(moves, s, 0.0).to(tl.float64)
             moved = (x - t) * tl.exp(-s) if INVERSE else x * tl.exp(s) + t
         else:
             moved = x - t if INVERSE else x + t
         y = tl.where(moves, moved, x)
         tl.store(y_ptr + i, y, mask=there)
-    log_det = tl.sum(total, 0)
+    log_det = tl.sum(total, 0).to(tl.float32)
     tl.store(log_det_ptr + b, -log_det if INVERSE else log_det)
 
 
