@@ -15,8 +15,8 @@ namespace {
 constexpr int kTile = 64;   // keys in a tile
 constexpr int kBlock = 48;  // query rows in a block, at most
 constexpr int kStep = 6;    // query rows that share registers
-constexpr int64_t kRowFloats =
-    3840;                       // room for a block's queries, and for its sums; the doors' limit
+// Room for a block's queries, and for its sums: one row's at least, hence the doors' limit.
+constexpr int64_t kRowFloats = 3840;
 constexpr int64_t kChunk = 64;  // of a head dimension, between registers and scratch
 
 // Keys and values of one head: contiguous (pages null), or in pages of a cache.
