@@ -46,10 +46,8 @@ def reference(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tup
     total = a + b
     nothing = total == 0
     divisor = torch.where(nothing, 1.0, total)
-    out = 0.0
-    for side, weight in ((out_a, a), (out_b, b)):
-        w = (weight / divisor).unsqueeze(-1)
-        out = out + torch.where(w == 0, 0.0, side.to(w.dtype) * w)
+    wa, wb = (a / divisor).unsqueeze(-1), (b / divisor).unsqueeze(-1)
+    out = torch.where(wa == 0, 0.0, out_a.to(wa.dtype) * wa) + torch.where(wb == 0, 0.0, out_b.to(wb.dtype) * wb)
     return out.to(out_a.dtype), torch.where(nothing, -math.inf, m + torch.log(divisor))
 
 
