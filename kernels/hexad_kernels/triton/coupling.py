@@ -72,8 +72,8 @@ def run(
     height, width = (x.shape[2], x.shape[3]) if x.ndim == 4 else (1, x[:1].numel())
     first, count = active_channels(x.shape[1], flip)
     pixels = x[:1, :1].numel()
-    x, shift = check.rows(x), check.rows(shift)
-    raw = None if log_scale is None else check.rows(log_scale)
+    x, shift = check.packed_rows(x).flatten(1), check.packed_rows(shift).flatten(1)
+    raw = None if log_scale is None else check.packed_rows(log_scale).flatten(1)
     launch(
         coupling_kernel, (x.shape[0],), x.device, x, shift, raw, y, log_det,
         x.shape[1], x.stride(0), shift.stride(0), 0 if raw is None else raw.stride(0),
