@@ -37,7 +37,6 @@ __all__ = [
     "maskedconv",
     "merge_attention",
     "norm",
-    "merge_attention",
     "randn",
     "rope",
     "sample",
