@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hexad_kernels import check
 from hexad_kernels.coupling import active_channels
 from hexad_kernels.triton.common import launch, log_sigmoid, refuse_dtypes, tanh
 
@@ -56,11 +57,6 @@ def coupling_kernel(
     tl.store(log_det_ptr + b, -log_det if INVERSE else log_det)
 
 
-def dense_rows(t: Tensor) -> Tensor:
-    """`t` if each of its rows is contiguous, whatever lies between them; else a copy."""
-    return t if t[:1].is_contiguous() else t.contiguous()
-
-
 def refuses(x: Tensor, shift: Tensor, log_scale: Tensor | None, *_: object) -> str | None:
     if x[:1].numel() >= 2**31 - TILE:
         return "a row of 2^31 elements or more"
@@ -76,12 +72,11 @@ def run(
     height, width = (x.shape[2], x.shape[3]) if x.ndim == 4 else (1, x[:1].numel())
     first, count = active_channels(x.shape[1], flip)
     pixels = x[:1, :1].numel()
-    row = x[:1].numel()
-    x, shift = dense_rows(x), dense_rows(shift)
-    raw = None if log_scale is None else dense_rows(log_scale)
+    x, shift = check.rows(x), check.rows(shift)
+    raw = None if log_scale is None else check.rows(log_scale)
     launch(
         coupling_kernel, (x.shape[0],), x.device, x, shift, raw, y, log_det,
-        row, x.stride(0), shift.stride(0), 0 if raw is None else raw.stride(0),
+        x.shape[1], x.stride(0), shift.stride(0), 0 if raw is None else raw.stride(0),
         first * pixels, count * pixels, height, width, clamp,
         raw is not None, inverse, split == 1, flip, scale_map, TILE,
     )  # fmt: skip
