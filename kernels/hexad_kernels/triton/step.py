@@ -73,9 +73,9 @@ def run(
     table: Tensor, index: int, x: Tensor, model_output: Tensor, uncond: Tensor | None, h1: Tensor | None,
     h2: Tensor | None, h3: Tensor | None, last: Tensor | None, noise: Tensor | None, count: int,
 ) -> None:  # fmt: skip
-    table, x, *rest = dense(table, x, model_output, uncond, h1, h2, h3, last, noise)
+    inputs = dense(table, x, model_output, uncond, h1, h2, h3, last, noise)
     out0, out1, out2 = (*outputs, None, None)[:3]
     launch(
         step_kernel, (triton.cdiv(x.numel(), TILE),), x.device,
-        table, index, x, *rest, out0, out1, out2, x.numel(), TILE,
+        inputs[0], index, *inputs[1:], out0, out1, out2, x.numel(), TILE,
     )  # fmt: skip
