@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hexad import data
+from hexad import checks, data
 from hexad.evaluation import Gate, recognised
 from hexad.models.gan import Discriminator, Generator
 from hexad.sampling.classes import asked
@@ -26,10 +26,10 @@ def build() -> Generator:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> AdversarialTrainer:
-    assert isinstance(model, Generator)
+    generator = checks.model_of(model, Generator)
     x, y = data.digits().train
     images = x[:, None].float() / 8 - 1
-    return AdversarialTrainer(model, Discriminator(model.config), images, y, recipe, r1=R1)
+    return AdversarialTrainer(generator, Discriminator(generator.config), images, y, recipe, r1=R1)
 
 
 @torch.no_grad()
@@ -46,9 +46,9 @@ def generate(
     Image i has the latent of seed + i, so it does not depend on n. Raises InputError for a class that there
     is not.
     """
-    assert isinstance(model, Generator)
-    labels = asked(n, class_, model.config.classes)
-    images = sample_gan(model, randn(range(seed, seed + n), (model.config.latent,)), labels)
+    generator, seeds = checks.model_of(model, Generator), checks.seeds(n, seed)
+    labels = asked(n, class_, generator.config.classes)
+    images = sample_gan(generator, randn(seeds, (generator.config.latent,)), labels)
     if progress:
         progress(1, 1)
     return images
