@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hexad_kernels as ops
-from hexad.layers import Linear
+
+from ..layers import Linear
 
 KEYS: dict[str, str] = {}
 

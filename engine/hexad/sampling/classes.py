@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexad import checks
+from .. import checks
 
 
 def asked(n: int, class_: int | None, classes: int) -> Tensor:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hexad.sampling.schedules import Schedule
 from hexad_kernels import step
+
+from ..sampling.schedules import Schedule
 
 Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Noise = Callable[[int], Tensor]

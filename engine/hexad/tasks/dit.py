@@ -7,15 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hexad import checks, data
-from hexad.errors import InputError
-from hexad.evaluation import Gate, recognised
-from hexad.models.dit import DiT
-from hexad.sampling import denoise, schedules
-from hexad.sampling.classes import asked
-from hexad.training.denoising import velocity_loss
-from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
+
+from .. import checks, data
+from ..errors import InputError
+from ..evaluation import Gate, recognised
+from ..models.dit import DiT
+from ..sampling import denoise, schedules
+from ..sampling.classes import asked
+from ..training.denoising import velocity_loss
+from ..training.loop import GradientTrainer, Recipe
 
 RECIPE = Recipe(steps=1800, batch=128, lr=3e-3, ema=0.995)
 OPTIONS = frozenset({"class_", "steps", "guidance", "sampler"})

@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hexad import checks, data
-from hexad.evaluation import Gate, recognised
-from hexad.models.gan import Discriminator, Generator
-from hexad.sampling.classes import asked
-from hexad.sampling.latent import sample_gan
-from hexad.training.adversarial import AdversarialTrainer
-from hexad.training.loop import Recipe
 from hexad_kernels import randn
+
+from .. import checks, data
+from ..evaluation import Gate, recognised
+from ..models.gan import Discriminator, Generator
+from ..sampling.classes import asked
+from ..sampling.latent import sample_gan
+from ..training.adversarial import AdversarialTrainer
+from ..training.loop import Recipe
 
 RECIPE = Recipe(steps=1500, batch=64, lr=1e-3, ema=0.995, betas=(0.0, 0.99))
 R1 = 0.3

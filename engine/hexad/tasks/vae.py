@@ -8,13 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hexad import checks, data
-from hexad.evaluation import Gate, gaussian_bits_per_dim
-from hexad.models.vae import VAE
-from hexad.sampling.latent import mean_image, sample_vae
-from hexad.training.elbo import elbo_loss, elbo_terms, to_image
-from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
+
+from .. import checks, data
+from ..evaluation import Gate, gaussian_bits_per_dim
+from ..models.vae import VAE
+from ..sampling.latent import mean_image, sample_vae
+from ..training.elbo import elbo_loss, elbo_terms, to_image
+from ..training.loop import GradientTrainer, Recipe
 
 RECIPE = Recipe(steps=700, batch=128, lr=2e-3, ema=0.99, weight_decay=0.05)
 OPTIONS: frozenset[str] = frozenset()
