@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hexad_kernels import step
 
-from ..sampling.schedules import Schedule
+from . import Progress
+from .schedules import Schedule
 
 Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Noise = Callable[[int], Tensor]
-Progress = Callable[[int, int], None]
 
 
 def sample_ddpm(model: Model, z: Tensor, plan: Schedule, noise: Noise, progress: Progress | None = None) -> Tensor:

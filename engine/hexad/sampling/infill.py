@@ -6,7 +6,7 @@ Mask-predict (Ghazvininejad et al. 2019, https://arxiv.org/abs/1904.09324):
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,9 @@ from .. import checks
 from ..errors import InputError
 from ..models.bert import BERT, normalise
 from ..tokens import Vocabulary
+from . import Progress
 
 MASK = "[MASK]"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

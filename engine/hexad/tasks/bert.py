@@ -1,13 +1,12 @@
 """BERT on the Python language reference: recipe, filling of blanks, accuracy on held-out text."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from .. import checks, data
 from ..evaluation import Gate
 from ..models.bert import BERT, Config, normalise
+from ..sampling import Progress
 from ..sampling.infill import mask_predict, read_blanks
 from ..tokens import learn_merges
 from ..training.likelihood import minibatch
@@ -49,7 +48,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompt: str = PROMPT,
     steps: int = 4,
     temperature: float = 0.7,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from .. import checks, data
 from ..errors import InputError
 from ..evaluation import Gate, recognised
 from ..models.dit import DiT
-from ..sampling import denoise, schedules
+from ..sampling import Progress, denoise, schedules
 from ..sampling.classes import asked
 from ..training.denoising import velocity_loss
 from ..training.loop import GradientTrainer, Recipe
@@ -43,7 +41,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     class_: int | None = None,
     steps: int = 25,
     guidance: float = 2.0,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from hexad_kernels import randn
 from .. import checks, data
 from ..evaluation import Gate, recognised
 from ..models.gan import Discriminator, Generator
+from ..sampling import Progress
 from ..sampling.classes import asked
 from ..sampling.latent import sample_gan
 from ..training.adversarial import AdversarialTrainer
@@ -39,7 +38,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     class_: int | None = None,
 ) -> Tensor:
     """n images (n, 8, 8) in [0, 1] of class `class_`, or of the classes 0..9 in turn.

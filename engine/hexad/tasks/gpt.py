@@ -1,7 +1,6 @@
 """GPT on the Python language reference: recipe, continuation of a prompt, bits per character."""
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from .. import checks, data
 from ..evaluation import Gate
 from ..models.gpt import GPT, Config
 from ..ngram import witten_bell_bits
+from ..sampling import Progress
 from ..sampling.decode import continuations
 from ..tokens import learn_merges
 from ..training.likelihood import categorical_bits, maximum_likelihood, minibatch
@@ -43,7 +43,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompt: str = PROMPT,
     length: int = 160,
     temperature: float = 0.7,

@@ -1,7 +1,5 @@
 """Gated PixelCNN on the digits, pixels drawn one by one from a cache."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from .. import checks, data, registry
 from ..evaluation import Gate
 from ..models.pixelcnn import Config, PixelCNN
-from ..sampling import pixels
+from ..sampling import Progress, pixels
 from ..training.likelihood import categorical_bits, maximum_likelihood, minibatch
 from ..training.loop import GradientTrainer, Recipe
 
@@ -53,7 +51,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """n images (n,8,8) in [0,1]; image i is drawn with seed + i."""

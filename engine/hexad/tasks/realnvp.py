@@ -11,7 +11,7 @@ import hexad_kernels as hk
 from .. import checks, data
 from ..evaluation import Gate, bits_per_dim, gaussian_bits_per_dim
 from ..models.realnvp import Config, Flow, RealNVP
-from ..sampling import invert
+from ..sampling import Progress, invert
 from ..training.likelihood import maximum_likelihood, minibatch
 from ..training.loop import GradientTrainer, Recipe
 
@@ -40,7 +40,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """n images (n,8,8) in [0,1], of 17 grey levels; image i comes from the noise of seed + i."""

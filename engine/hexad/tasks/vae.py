@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from hexad_kernels import randn
 from .. import checks, data
 from ..evaluation import Gate, gaussian_bits_per_dim
 from ..models.vae import VAE
+from ..sampling import Progress
 from ..sampling.latent import mean_image, sample_vae
 from ..training.elbo import elbo_loss, elbo_terms, to_image
 from ..training.loop import GradientTrainer, Recipe
@@ -32,7 +32,7 @@ def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
 
 
 @torch.no_grad()
-def generate(model: nn.Module, *, n: int, seed: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
+def generate(model: nn.Module, *, n: int, seed: int, progress: Progress | None = None) -> Tensor:
     """n images (n, 8, 8) in [0, 1]; image i has the latent of seed + i, so it does not depend on n."""
     vae = checks.model_of(model, VAE)
     images = sample_vae(vae, randn(checks.seeds(n, seed), (vae.config.latent,)))

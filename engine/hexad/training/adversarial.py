@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.gan import Discriminator, Generator
-from ..training.loop import GradientTrainer, Recipe
+from .loop import GradientTrainer, Recipe
 
 
 class AdversarialTrainer:
