@@ -96,6 +96,7 @@ def test_compiles_without_graph_breaks():
         ({"k_cache": torch.zeros(2, HEADS, ROOM, DIM).double()}, TypeError, "v_cache: got float32"),
         ({"cos": torch.zeros(ROOM, 8)}, ValueError, "sin: missing, cos and sin come together"),
         ({"cos": torch.zeros(9, 8), "sin": torch.zeros(9, 8)}, ValueError, "lengths: row 1 starts at 7, wants 0 to 6"),
+        ({"cos": torch.zeros(2, 8), "sin": torch.zeros(2, 8)}, ValueError, "cos: has 2 positions, wants at least k's"),
         ({"cos": torch.zeros(ROOM, 9), "sin": torch.zeros(ROOM, 9)}, ValueError, "cos: got shape"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

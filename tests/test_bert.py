@@ -175,8 +175,8 @@ def test_the_rest_of_the_text_stays(before: str, after: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "text: got an empty text"),
-        (" \n", "text: got an empty text"),
+        ("", "text: got '', wants a sentence"),
+        (" \n", r"text: got ' \\n', wants a sentence"),
         ("The statement", r"wants a sentence with at least one \[MASK\]"),
         ("[MASK] " * 33, "text: got 33 tokens, wants at most 32"),
     ],

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 import hexad_kernels
 from hexad import checkpoint, cli, demo, registry
 from hexad.models.classifier import Classifier
+from hexad.sampling import infill
 
 
 @pytest.fixture
@@ -64,7 +66,17 @@ BAD = [
     ("train gan --out /proc/nowhere", "--out: got /proc/nowhere"),
     ("demo --out /proc/nowhere", "--out: got /proc/nowhere"),
     ("generate gan --checkpoint missing", "cannot be read (No such file or directory)"),
+    ("generate pixelcnn --temperature -1", "--temperature: got -1.0, wants a finite number, 0 or more"),
+    ("generate dit --guidance -1", "--guidance: got -1.0, wants a finite number, 0 or more"),
+    ("generate dit --steps 1001", "--steps: got 1001, wants 1 to 1000"),
+    ("generate dit --temperature 1", "--temperature: got 1.0, wants a model that has it"),
+    ("generate bert --top-k 3", "--top-k: got 3, wants a model that has it; bert understands --prompt --steps"),
+    ("generate bert --length 3", "--length: got 3, wants a model that has it"),
+    ("generate gpt --prompt \udcff", "--prompt: got '\\udcff', wants some text, valid as UTF-8"),
     ("fill ", "TEXT: got '', wants a sentence with at least one [MASK]"),
+    ("fill [MASK]\udcff", "TEXT: got '[MASK]\\udcff', wants a sentence with at least one [MASK], valid as UTF-8"),
+    ("fill [MASK] --top 0", "--top: got 0, wants 1 to"),
+    ("fill [MASK] --top 100000", "--top: got 100000, wants 1 to"),
     ("score realnvp missing.png", "IMAGE: got missing.png, wants an image that can be read"),
 ]
 
@@ -154,8 +166,27 @@ def test_a_generated_digit_can_be_scored(hexad):
 def test_text_is_generated_and_blanks_are_filled(hexad):
     code, out, err = hexad("generate", "gpt", "--prompt", "The with statement", "--length", 8)
     assert code == 0 and out.startswith("The with statement") and len(out) > 20, err
-    code, out, err = hexad("fill", "The [MASK] statement")
-    assert code == 0 and "[MASK]" not in out and out.startswith("The ") and out.endswith("statement\n"), err
+
+
+def test_generate_passes_the_options_that_a_model_understands(hexad, tmp_path):
+    greedy = ("generate", "gpt", "--prompt", "The", "--length", 4, "--temperature", 0)
+    assert hexad(*greedy, "--seed", 1)[1] == hexad(*greedy, "--seed", 2)[1]
+    one = ("generate", "gpt", "--prompt", "The", "--length", 4)
+    assert hexad(*one, "--top-k", 1)[1] == hexad(*greedy)[1] == hexad(*one, "--top-p", 1e-6)[1]
+    for name, temperature in (("cold", 0), ("warm", 1)):
+        assert hexad("generate", "glow", "--n", 2, "--temperature", temperature, "--out", f"{name}.png")[0] == 0
+    cold, warm = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("cold", "warm"))
+    first, second = cold[:, 4:68], cold[:, 72:136]
+    assert (first == second).all() and (cold != warm).any()
+
+
+def test_fill_ranks_words_for_the_blank(hexad):
+    code, out, err = hexad("fill", "The [MASK] statement", "--top", 3)
+    assert code == 0, err
+    rows = [line.split(maxsplit=2) for line in out.splitlines()]
+    wanted = infill.fill(registry.load("bert"), "The [MASK] statement", 3)
+    assert rows == [[f"{probability:.2%}", word, text] for text, word, probability in wanted]
+    assert len(hexad("fill", "The [MASK] statement")[1].splitlines()) == 5
 
 
 def test_a_forced_backend_serves(hexad, tmp_path):
@@ -229,7 +260,11 @@ def test_doctor_explains_every_op(hexad):
     code, out, _ = hexad("doctor")
     assert code == 0
     for name in hexad_kernels.OPS:
-        assert f"{name}: served by" in out
+        assert re.search(rf"│ {name} +│ fallback +│ serves ", out)
+    for number in set(re.findall(r"\[(\d)\]  ", out)):
+        assert re.search(rf"^\[{number}\] \w", out, re.M)
+    for name in hexad_kernels.BACKENDS:
+        assert re.search(rf"│ {name} +│ \w", out)
     assert torch.__version__ in out and out.count("intact") == len(registry.MODELS | registry.INSTRUMENTS)
 
 
@@ -259,6 +294,18 @@ def test_demo_says_where_two_runs_part():
     assert not demo.compare(a, b * float("nan"), exact=False)["agrees"]
     assert demo.compare(["one", "two"], ["one", "twx"], exact=True) == {"agrees": False, "first_difference": [1, 2]}
     assert demo.compare(["one"], ["one"], exact=True)["agrees"]
+
+
+def test_demo_compares_a_flow_before_its_grey_levels(monkeypatch):
+    """A kernel that is 1e-6 off may move a pixel to another level; that is counted, and is no disagreement."""
+    task, a = registry.MODELS["glow"].load_task(), torch.full((2, 8, 8), 3 / 17)
+    shifts = iter((0.0, -1e-6))
+    monkeypatch.setattr(task, "continuous", lambda *_, **__: a + next(shifts))
+    found = demo._agreement("glow", task, torch.nn.Identity(), torch.full((2, 8, 8), 3 / 16), a * 0 + 2 / 16)
+    assert found["agrees"] and found["pixels_on_another_level"] == 128
+    assert found["max_abs_difference"] == pytest.approx(1e-6, rel=0.1)
+    shifts = iter((0.0, -1e-2))
+    assert not demo._agreement("glow", task, torch.nn.Identity(), a, a)["agrees"]
 
 
 def test_the_module_runs_from_the_command_line():

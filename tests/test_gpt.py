@@ -170,7 +170,7 @@ def test_vocabulary_errors() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": ""}, "prompt: got an empty text"),
+        ({"prompt": ""}, "prompt: got '', wants some text"),
         ({"prompt": "x y " * 400}, "prompt: got .* tokens, wants 1 to"),
         ({"n": 0}, "n: got 0"),
         ({"length": 0}, "length: got 0"),

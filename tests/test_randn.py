@@ -93,6 +93,7 @@ def test_compiles_without_graph_breaks():
     [
         ((3, (4,)), TypeError, "seeds: got int, wants an int64 tensor (B,) or a sequence"),
         (("12", (4,)), TypeError, "seeds: got str"),
+        (([1, 0.5], (4,)), TypeError, "seeds: got [1, 0.5], wants integers"),
         ((torch.zeros(2), (4,)), TypeError, "seeds: got float32, wants int64"),
         ((torch.zeros(2, dtype=torch.int32), (4,)), TypeError, "seeds: got int32, wants int64"),
         ((torch.zeros(2, 2, dtype=torch.int64), (4,)), ValueError, "seeds: got 2 dimensions"),

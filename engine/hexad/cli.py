@@ -3,6 +3,7 @@
 0 done; 1 a gate or a check failed; 2 bad input (one line on stderr, never a traceback); 130 Ctrl-C.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,14 +11,15 @@ from typing import Any
 
 from .errors import HexadError, InputError, Interrupted
 
-OPTION_OF = {"class_": "--class"} | {
-    name: "--" + name.replace("_", "-")
-    for name in ("n", "seed", "steps", "guidance", "sampler", "prompt", "length", "temperature", "top_k", "top_p")
-}
+NUMBERS = ("n", "seed", "steps", "length", "guidance", "temperature", "top", "top_k", "top_p")
+OPTION_OF = {name: "--" + name.replace("_", "-") for name in (*NUMBERS, "sampler", "prompt")}
+OPTION_OF |= {"class_": "--class", "model": "MODEL", "text": "TEXT"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to fail
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _run(typed)

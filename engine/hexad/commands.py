@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from . import options, registry
+from . import checks, options, registry
 from .errors import HexadError, InputError, Interrupted
 from .evaluation import Gate
 from .report import gate_table, step_bar, training_bar
@@ -40,7 +40,7 @@ def train(
     registry.entry(model, instruments=True)
     options.kernels()
     if steps is not None:
-        options.integer("steps", steps, 1, 10_000_000)
+        checks.integer("steps", steps, 1, 10_000_000)
     options.output_directory(out)
     try:
         with training_bar(model) as progress:
@@ -73,9 +73,9 @@ def generate(
     """Generate images (a grid, as PNG) or text."""
     entry = registry.entry(model)
     images = entry.data == "digits"
-    count = options.integer("n", (64 if images else 1) if n is None else n, 1, options.SAMPLES)
-    options.integer("seed", seed, 0, 2**62)
-    options.integer("--scale", scale, 1, 64)
+    count = checks.integer("n", (64 if images else 1) if n is None else n, 1, options.SAMPLES)
+    checks.integer("seed", seed, 0, checks.LAST_SEED)
+    checks.integer("--scale", scale, 1, 64)
     if images or out is not None:
         out = options.output_file(out or Path(f"out/{model}.png"), suffix=".png" if images else ".txt")
     task = entry.load_task()
@@ -110,16 +110,22 @@ def _deliver(samples: Any, out: Path | None, scale: int) -> None:
 @app.command()
 def fill(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="a sentence with [MASK] in the place of each blank")],
+    top: Annotated[int, typer.Option(help="how many candidates for the first blank")] = 5,
     backend: Backend = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Fill the blanks of a sentence with BERT."""
+    """Fill the blanks of a sentence with BERT: the likeliest words for the first one, and their probabilities."""
     if "[MASK]" not in text:
         raise InputError("TEXT", repr(text), "a sentence with at least one [MASK]")
-    task = registry.MODELS["bert"].load_task()
     with options.user_errors(backend):
-        filled = task.generate(registry.load("bert", checkpoint), n=1, seed=0, prompt=text)
-    typer.echo("\n".join(filled))
+        network = registry.load("bert", checkpoint)
+        from .models.bert import BERT
+        from .sampling import infill
+
+        candidates = infill.fill(checks.model_of(network, BERT), text, top)
+    width = max(len(word) for _, word, _ in candidates)
+    for filled, word, probability in candidates:
+        typer.echo(f"{probability:7.2%}  {word:<{width}}  {filled}")
 
 
 @app.command()

@@ -54,7 +54,9 @@ def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
 
 
 def _rows(title: str, rows: Mapping[str, object]) -> Table:
-    table = Table("", "", title=title, title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple, set, frozenset)) else str(value)
         table.add_row(name, escape(shown))
@@ -84,20 +86,60 @@ def _checkpoints() -> dict[str, str]:
     return states
 
 
-def _op(name: str) -> str:
+def _backends(found: Mapping[str, Any]) -> dict[str, str]:
+    """What each backend has to run on here, from ``hexad_kernels.machine()``."""
+    isa = f"{found['isa']} in use, of {', '.join(found['isa_available'])}" if found["isa"] else str(found["native"])
+    device = found["cuda_device"] or "no device"
+    triton = f"triton {found['triton']}" if found["triton"] else "triton is not installed"
+    return {
+        "reference": "plain PyTorch, everywhere",
+        "cpu": isa,
+        "cuda": f"{found['cuda_build']}; {device}",
+        "triton": f"{triton}; {device}",
+        "triton-interpreted": f"{triton}; TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')!r}, wants '1'",
+    }
+
+
+def _explained(name: str) -> tuple[str, dict[str, str]]:
+    """(the backend that serves the op's example call, why each of the others does not).
+
+    Where that cannot be told, the reason stands beside every backend.
+    """
     import hexad_kernels
 
     args, options = example_calls().get(name, ((), {}))
     if not args:
-        return f"{name}: the doctor has no example call for it"
+        return "", dict.fromkeys(hexad_kernels.BACKENDS, "unknown: the doctor has no example call")
     try:
-        return str(hexad_kernels.explain(name, *args, **options))
+        answer = hexad_kernels.explain(name, *args, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        return f"{name}: cannot be explained ({error})"
+        return "", dict.fromkeys(hexad_kernels.BACKENDS, f"unknown: {error}")
+    return answer.served_by, answer.refusals
+
+
+def op_table() -> tuple[Table, list[str]]:
+    """A row per op, a column per backend: "serves", or the number of a reason in the list that comes with it."""
+    import hexad_kernels
+
+    title = "ops: who serves a small float32 call on the CPU, and [why not] the others"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("op", *hexad_kernels.BACKENDS):
+        table.add_column(column, no_wrap=column == "op")
+    reasons: list[str] = []
+    for name in sorted(hexad_kernels.OPS):
+        server, refusals = _explained(name)
+        cells = ["serves" if server == "reference" else "fallback"]
+        for backend in hexad_kernels.BACKENDS[1:]:
+            reason = refusals.get(backend, "").replace(f"{name} has", "the op has")
+            if reason and reason not in reasons:
+                reasons.append(reason)
+            cells.append("serves" if backend == server else escape(f"[{reasons.index(reason) + 1}]") if reason else "")
+        table.add_row(name, *cells)
+    return table, [f"[{i}] {reason}" for i, reason in enumerate(reasons, 1)]
 
 
 def print_report(console: Console) -> None:
-    """Print machine, versions, checkpoints and ops. A part that is missing is a line in the report, not a failure."""
+    """Print machine, backends, versions, checkpoints and ops. What is missing is a line in it, not a failure."""
     machine: dict[str, object] = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -107,9 +149,18 @@ def print_report(console: Console) -> None:
     except HexadError:
         console.print(_rows("machine", machine), _rows("versions", _versions()), _rows("checkpoints", _checkpoints()))
         raise
-    console.print(_rows("machine", machine | hexad_kernels.machine()))
+    found = hexad_kernels.machine()
+    machine |= {
+        "instruction sets": found["isa_available"] or found["native"],
+        "threads": found["threads"],
+        "openmp": found["openmp"],
+        "gpu": found["cuda_device"] or "none",
+    }
+    console.print(_rows("machine", machine))
+    console.print(_rows("backends", _backends(found)))
     console.print(_rows("versions", _versions()))
     console.print(_rows("checkpoints", _checkpoints()))
-    console.print("ops, for a small float32 call on the CPU", style="italic")
-    for name in sorted(hexad_kernels.OPS):
-        console.print(escape(_op(name)), highlight=False, soft_wrap=True)
+    table, reasons = op_table()
+    console.print(table)
+    for reason in reasons:
+        console.print(escape(reason), highlight=False, soft_wrap=True)

@@ -1,24 +1,28 @@
 """Checks of what the user typed, made before anything is computed."""
 
-import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from . import checks
 from .errors import HexadError, InputError
 from .registry import Task
 
 SAMPLES = 4096
-
-
-def integer(argument: str, value: int, low: int, high: int) -> int:
-    """``value`` when low <= value <= high, else InputError."""
-    if not low <= value <= high:
-        raise InputError(argument, value, f"{low} to {high}")
-    return value
+# What can be known to be wrong before the model is loaded; the model knows the rest.
+CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "class_": lambda option, value: checks.integer(option, value, 0, 9),
+    "steps": lambda option, value: checks.integer(option, value, 1, 100_000),
+    "length": lambda option, value: checks.integer(option, value, 1, 100_000),
+    "top_k": lambda option, value: checks.integer(option, value, 0, 100_000),
+    "top_p": checks.share,
+    "guidance": checks.number,
+    "temperature": checks.number,
+    "prompt": checks.text,
+}
 
 
 def generation(name: str, task: Task, given: dict[str, Any]) -> dict[str, Any]:
@@ -28,19 +32,9 @@ def generation(name: str, task: Task, given: dict[str, Any]) -> dict[str, Any]:
         if option not in task.OPTIONS:
             known = " ".join(sorted("--" + o.rstrip("_").replace("_", "-") for o in task.OPTIONS)) or "no options"
             raise InputError(option, repr(options[option]), f"a model that has it; {name} understands {known}")
-    if "class_" in options:
-        integer("class_", options["class_"], 0, 9)
-    for option in {"steps", "length"} & options.keys():
-        integer(option, options[option], 1, 100_000)
-    for option in {"guidance", "temperature"} & options.keys():
-        if not (math.isfinite(options[option]) and options[option] >= 0):
-            raise InputError(option, options[option], "a finite number, 0 or more")
-    if "top_k" in options:
-        integer("top_k", options["top_k"], 0, 100_000)
-    if "top_p" in options and not 0 < options["top_p"] <= 1:
-        raise InputError("top_p", options["top_p"], "more than 0 and at most 1")
-    if "prompt" in options and not options["prompt"].strip():
-        raise InputError("prompt", repr(options["prompt"]), "some text")
+    for option, value in options.items():
+        if option in CHECKS:
+            CHECKS[option](option, value)
     return options
 
 

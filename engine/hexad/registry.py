@@ -19,7 +19,8 @@ class Task(Protocol):
     """What a module of ``hexad.tasks`` holds: plain functions, no base class.
 
     ``score(model, images uint8 (B,8,8)) -> (B,) bits/dim`` exists only where the model has a likelihood.
-    ``generate`` returns (n,8,8) float32 in [0,1], or n strings.
+    ``generate`` returns (n,8,8) float32 in [0,1], or n strings. ``continuous(model, n, seed)`` exists only where
+    it takes these to grey levels: the images before.
     """
 
     RECIPE: Recipe

@@ -76,24 +76,27 @@ def gate_table(results: Mapping[str, list[Gate] | str]) -> Table:
     return table
 
 
-def speed(ratio: float) -> str:
-    """The ratio in words, whichever way it goes."""
-    return f"kernels {ratio:.2f}x as fast" if ratio >= 1 else f"plain PyTorch {1 / ratio:.2f}x as fast"
+def duration(seconds: float) -> str:
+    """Seconds, or milliseconds where these are few."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def verdict(agreement: dict[str, Any]) -> str:
     """The agreement in words."""
     if agreement.get("max_abs_difference"):
-        text = f"max difference {agreement['max_abs_difference']:.1e}"
+        text = f"{'within' if agreement['agrees'] else 'differ by'} {agreement['max_abs_difference']:.1e}"
     else:
         text = "identical" if agreement["agrees"] else "differ"
-    where = agreement.get("first_difference")
-    return f"{text}, first at {where}" if where else text
+    if agreement.get("first_difference"):
+        text += f", first at {agreement['first_difference']}"
+    if agreement.get("pixels_on_another_level"):
+        text += f", pixels on another grey level: {agreement['pixels_on_another_level']}"
+    return text
 
 
 def demo_table(results: Mapping[str, dict[str, Any]]) -> Table:
     """One row per model of the demo."""
-    table = Table("model", "kernels", "plain PyTorch", "speed", "same seed, both ways", "bits/dim")
+    table = Table("model", "kernels", "plain PyTorch", "speed-up", "same seed, both ways", "bits/dim")
     for name, result in results.items():
         if "error" in result:
             table.add_row(name, "[red]FAILED[/]", "", "", escape(result["error"]), "")
@@ -101,6 +104,6 @@ def demo_table(results: Mapping[str, dict[str, Any]]) -> Table:
         seconds = result["seconds"]
         colour = "green" if result["agreement"]["agrees"] else "red"
         bits = f"{result['score']['bits_per_dim']:.3f}" if "score" in result else ""
-        times = (f"{seconds['kernels']:.3f} s", f"{seconds['reference']:.3f} s")
-        table.add_row(name, *times, speed(result["ratio"]), f"[{colour}]{verdict(result['agreement'])}[/]", bits)
+        times = (duration(seconds["kernels"]), duration(seconds["reference"]))
+        table.add_row(name, *times, f"{result['ratio']:.2f}x", f"[{colour}]{verdict(result['agreement'])}[/]", bits)
     return table

@@ -17,7 +17,7 @@ Papers: Vaswani et al. 2017 (arXiv 1706.03762), Milakov & Gimelshein 2018 (onlin
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -171,6 +171,22 @@ _op = Op(
     refuses=refuses,
     gradients=(0, 1, 2, 3),
 )
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    causal: bool | str = ..., mask: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    causal: bool | str = ..., mask: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attention(

@@ -9,6 +9,8 @@ Paper: Dao 2023 (FlashAttention-2, arXiv 2307.08691), whose packed layout this i
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -96,6 +98,22 @@ _op = Op(
     refuses=refuses,
     gradients=(0, 1, 2),
 )
+
+
+@overload
+def attention_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *,
+    causal: bool | str = ..., window: int | tuple[int, int] | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *,
+    causal: bool | str = ..., window: int | tuple[int, int] | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attention_varlen(

@@ -13,6 +13,8 @@ Papers: Kwon et al. 2023 (PagedAttention, arXiv 2309.06180), Shazeer 2019 (multi
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -133,6 +135,22 @@ _op = Op(
     cuda=True,
     refuses=refuses,
 )
+
+
+@overload
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *,
+    block_table: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *,
+    block_table: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
+    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def decode(

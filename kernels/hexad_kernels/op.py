@@ -233,10 +233,10 @@ class Op:
         tensors = list(_tensors(args))
         kind = tensors[0].device.type if tensors else "cpu"
         if name in NATIVE_DEVICES:
-            if kind != NATIVE_DEVICES[name]:
-                return f"the tensors are on {kind}"
             if self.native is None or (name != "cpu" and not self.cuda):
                 return f"{self.name} has no {name} kernel"
+            if kind != NATIVE_DEVICES[name]:
+                return f"the tensors are on {kind}"
             if native_module.C is None:
                 return native_module.missing
             if native_module.emulated != (name == "cuda-emulated"):
@@ -251,12 +251,12 @@ class Op:
             return "TRITON_INTERPRET=1 is set: the backend is triton-interpreted"
         if name == "triton-interpreted" and not _interpreting:
             return "TRITON_INTERPRET=1 was not set when the process started"
+        if find_spec(f"hexad_kernels.triton.{self.name}") is None:
+            return f"{self.name} has no Triton kernel"
         if name == "triton" and kind != "cuda":
             return f"the tensors are on {kind}"
         if find_spec("triton") is None:
             return "triton is not installed"
-        if find_spec(f"hexad_kernels.triton.{self.name}") is None:
-            return f"{self.name} has no Triton kernel"
         return self._triton_module().refuses(*args)
 
     def _triton_module(self) -> Any:

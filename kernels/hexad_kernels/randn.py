@@ -55,7 +55,10 @@ def as_seeds(seeds: Tensor | Sequence[int]) -> Tensor:
         return seeds
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Sequence):
         raise TypeError(f"seeds: got {type(seeds).__name__}, wants an int64 tensor (B,) or a sequence of integers")
-    return torch.tensor([((s & (1 << 64) - 1) ^ 1 << 63) - (1 << 63) for s in seeds], dtype=torch.int64)
+    try:
+        return torch.tensor([((s & (1 << 64) - 1) ^ 1 << 63) - (1 << 63) for s in seeds], dtype=torch.int64)
+    except TypeError:
+        raise TypeError(f"seeds: got {seeds!r}, wants integers") from None
 
 
 def contract(seeds: Tensor, shape: Sequence[int], offset: int) -> tuple[Tensor]:

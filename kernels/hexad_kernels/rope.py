@@ -27,6 +27,8 @@ def check_tables(x: Tensor, name: str, cos: Tensor, sin: Tensor) -> None:
             raise TypeError(f"{side}: got {check.names([value.dtype])}, wants float32 or {name}'s dtype")
         if value.shape[1] != x.shape[3] // 2:
             check.shape(value, side, (None, x.shape[3] // 2), f"(positions, half of {name}'s head dimension)")
+    if x.shape[2] > cos.shape[0]:
+        raise ValueError(f"cos: has {cos.shape[0]} positions, wants at least {name}'s {x.shape[2]} rows")
     if sin.shape != cos.shape or sin.dtype != cos.dtype:
         raise ValueError(f"sin: got {tuple(sin.shape)} {sin.dtype}, wants cos's {tuple(cos.shape)} {cos.dtype}")
 
@@ -46,8 +48,6 @@ def contract(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inte
         check.tensor(positions, "positions", rank=1, dtypes=(torch.int32,))
         check.like(positions, "positions", x, "x", dtype=False)
         check.shape(positions, "positions", (x.shape[0],), "(B,)")
-    elif x.shape[2] > cos.shape[0]:
-        raise ValueError(f"cos: has {cos.shape[0]} positions, wants at least x's {x.shape[2]} rows")
     return (torch.empty_like(x, memory_format=torch.contiguous_format),)
 
 

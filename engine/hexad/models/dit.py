@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hexad_kernels as ops
-from hexad.layers import Linear
+
+from ..layers import Linear
 
 KEYS: dict[str, str] = {}
 
@@ -71,9 +72,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, 1)
         h = ops.norm(x, eps=1e-6, scale=scale1, shift=shift1)
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = ops.attention(q, k, v)
-        assert isinstance(mixed, Tensor)  # a pair only with return_lse
-        x = x + gate1[:, None] * self.project(mixed.transpose(1, 2).flatten(2))
+        x = x + gate1[:, None] * self.project(ops.attention(q, k, v).transpose(1, 2).flatten(2))
         h = ops.norm(x, eps=1e-6, scale=scale2, shift=shift2)
         return x + gate2[:, None] * self.contract(self.expand(h, activation="gelu_tanh"))
 

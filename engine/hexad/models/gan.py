@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hexad_kernels as ops
-from hexad.layers import convolve
+
+from ..layers import convolve
 
 KEYS: dict[str, str] = {}
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hexad_kernels as ops
-from hexad.layers import Conv, Linear
+
+from ..layers import Conv, Linear
 
 KEYS: dict[str, str] = {}
 

@@ -4,7 +4,7 @@ logits = prefill(prompts)
 repeat: token ~ sample(logits);  logits = decode(token)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from ..cache import KVCache
 from ..errors import InputError
 from ..models.gpt import GPT
 from ..tokens import pad
-
-Progress = Callable[[int, int], None]
+from . import Progress
 
 
 @torch.inference_mode()

@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hexad.sampling.schedules import Schedule
 from hexad_kernels import step
+
+from . import Progress
+from .schedules import Schedule
 
 Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Noise = Callable[[int], Tensor]
-Progress = Callable[[int, int], None]
 
 
 def sample_ddpm(model: Model, z: Tensor, plan: Schedule, noise: Noise, progress: Progress | None = None) -> Tensor:

@@ -6,7 +6,7 @@ Mask-predict (Ghazvininejad et al. 2019, https://arxiv.org/abs/1904.09324):
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from hexad_kernels import sample
 
+from .. import checks
 from ..errors import InputError
 from ..models.bert import BERT, normalise
 from ..tokens import Vocabulary
+from . import Progress
 
 MASK = "[MASK]"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ class Blanks:
 
 def read_blanks(model: BERT, text: str, *, argument: str = "text") -> Blanks:
     """Read a text with at least one [MASK]. InputError, under the argument's name, when empty, without, or too long."""
-    if not text.strip():
-        raise InputError(argument, "an empty text", f"a sentence with at least one {MASK}")
-    parts = text.split(MASK)
+    wants = f"a sentence with at least one {MASK}"
+    parts = checks.text(argument, text, wants).split(MASK)
     if len(parts) == 1:
-        raise InputError(argument, repr(text), f"a sentence with at least one {MASK}")
+        raise InputError(argument, repr(text), wants)
     vocabulary = model.vocabulary
     pieces = [vocabulary.text(token) for token in range(len(vocabulary))]
     word = torch.tensor([re.search(r"[A-Za-z0-9]", piece) is not None for piece in pieces] + [False])
@@ -77,9 +77,7 @@ def fill(model: BERT, text: str, top: int = 5) -> list[tuple[str, str, float]]:
     one without [MASK] or beyond the context, or a ``top`` out of range.
     """
     blanks = read_blanks(model, text)
-    most = int(blanks.allowed[0].sum())
-    if not 1 <= top <= most:
-        raise InputError("top", top, f"1 to {most}")
+    checks.integer("top", top, 1, int(blanks.allowed[0].sum()))
     logits = model(blanks.tokens[None])[0, blanks.at[0]].masked_fill(~blanks.allowed[0], -torch.inf)
     probabilities, words = logits.softmax(-1).topk(top)
     rows = blanks.tokens.repeat(top, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexad.models.gan import Generator
-from hexad.models.vae import VAE
+from ..models.gan import Generator
+from ..models.vae import VAE
 
 
 def sample_gan(generator: Generator, z: Tensor, labels: Tensor) -> Tensor:

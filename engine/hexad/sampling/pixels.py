@@ -5,16 +5,13 @@ stack runs once per row and its horizontal stack once per pixel (Ramachandran et
 for Convolutional Autoregressive Models"); the logits are the uncached ones bit for bit.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 import hexad_kernels as hk
 
 from ..models.pixelcnn import PLANES, PixelCNN
-
-Progress = Callable[[int, int], None]
+from . import Progress
 
 
 class Cache:

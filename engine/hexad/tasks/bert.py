@@ -1,15 +1,12 @@
 """BERT on the Python language reference: recipe, filling of blanks, accuracy on held-out text."""
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from .. import data
-from ..errors import InputError
+from .. import checks, data
 from ..evaluation import Gate
 from ..models.bert import BERT, Config, normalise
+from ..sampling import Progress
 from ..sampling.infill import mask_predict, read_blanks
 from ..tokens import learn_merges
 from ..training.likelihood import minibatch
@@ -33,17 +30,17 @@ def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
     A batch holds ``recipe.batch`` contexts' worth of tokens in pieces of one length, drawn log-uniformly from
     ``SHORTEST`` up: users ask about single sentences, and in a short piece a blank soon finds its neighbours.
     """
-    assert isinstance(model, BERT)
-    text, context = normalise(data.topics().train), model.config.context
-    model.merges.copy_(learn_merges(text, model.mask_token))
-    tokens = torch.tensor(model.vocabulary.encode(text))
+    bert = checks.model_of(model, BERT)
+    text, context = normalise(data.topics().train), bert.config.context
+    bert.merges.copy_(learn_merges(text, bert.mask_token))
+    tokens = torch.tensor(bert.vocabulary.encode(text))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         length = round(SHORTEST * (context / SHORTEST) ** float(torch.rand((), generator=generator)))
         batch = minibatch(tokens.unfold(0, length, 1), recipe.batch * context // length, generator)
         return batch, torch.full((len(batch),), length)
 
-    return masked_language(model, recipe, model.mask_token, draw)
+    return masked_language(bert, recipe, bert.mask_token, draw)
 
 
 def generate(
@@ -51,7 +48,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompt: str = PROMPT,
     steps: int = 4,
     temperature: float = 0.7,
@@ -61,17 +58,11 @@ def generate(
     ``steps`` rounds of mask-predict; temperature 0 takes the likeliest tokens. Raises InputError for an empty
     prompt, one without [MASK] or beyond the context, and for an option out of its range.
     """
-    assert isinstance(model, BERT)
-    if n < 1:
-        raise InputError("n", n, "at least 1")
-    if steps < 1:
-        raise InputError("steps", steps, "at least 1")
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise InputError("temperature", temperature, "a finite number, at least 0")
-    blanks = read_blanks(model, prompt, argument="prompt")
-    rows = mask_predict(
-        model, blanks, seeds=range(seed, seed + n), steps=steps, temperature=temperature, progress=progress
-    )
+    bert, seeds = checks.model_of(model, BERT), checks.seeds(n, seed)
+    checks.integer("steps", steps, 1)
+    checks.number("temperature", temperature)
+    blanks = read_blanks(bert, prompt, argument="prompt")
+    rows = mask_predict(bert, blanks, seeds=seeds, steps=steps, temperature=temperature, progress=progress)
     return [blanks.text(row) for row in rows]
 
 
@@ -98,6 +89,5 @@ def masked_accuracy(model: BERT, text: str, *, draws: int = 4) -> tuple[float, f
 
 
 def evaluate(model: nn.Module) -> list[Gate]:
-    assert isinstance(model, BERT)
-    accuracy, unigram = masked_accuracy(model, data.topics().test)
+    accuracy, unigram = masked_accuracy(checks.model_of(model, BERT), data.topics().test)
     return [Gate("hidden tokens of held-out text, against 3x the unigram", accuracy, ">=", 3 * unigram)]

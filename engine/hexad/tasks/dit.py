@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from hexad import data
-from hexad.errors import InputError
-from hexad.evaluation import Gate, recognised
-from hexad.models.dit import DiT
-from hexad.sampling import denoise, schedules
-from hexad.sampling.classes import asked
-from hexad.training.denoising import velocity_loss
-from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
+
+from .. import checks, data
+from ..errors import InputError
+from ..evaluation import Gate, recognised
+from ..models.dit import DiT
+from ..sampling import Progress, denoise, schedules
+from ..sampling.classes import asked
+from ..training.denoising import velocity_loss
+from ..training.loop import GradientTrainer, Recipe
 
 RECIPE = Recipe(steps=1800, batch=128, lr=3e-3, ema=0.995)
 OPTIONS = frozenset({"class_", "steps", "guidance", "sampler"})
@@ -29,11 +28,11 @@ def build() -> DiT:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
-    assert isinstance(model, DiT)
+    dit = checks.model_of(model, DiT)
     x, y = data.digits().train
-    null = model.config.classes
+    null = dit.config.classes
     images = x[:, None].float() / 8 - 1
-    return GradientTrainer(model, velocity_loss(model, ALPHAS, images, y, null=null, batch=recipe.batch), recipe)
+    return GradientTrainer(dit, velocity_loss(dit, ALPHAS, images, y, null=null, batch=recipe.batch), recipe)
 
 
 @torch.no_grad()
@@ -42,7 +41,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     class_: int | None = None,
     steps: int = 25,
     guidance: float = 2.0,
@@ -53,19 +52,18 @@ def generate(
     Image i has the noise of seed + i, so it does not depend on n. Guidance 1 is the conditional model alone.
     Raises InputError for a class, a number of steps or a sampler that there is not.
     """
-    assert isinstance(model, DiT)
-    labels = asked(n, class_, model.config.classes)
-    if not 1 <= steps <= TRAIN_STEPS:
-        raise InputError("steps", steps, f"1 to {TRAIN_STEPS}")
+    dit, seeds = checks.model_of(model, DiT), checks.seeds(n, seed)
+    labels = asked(n, class_, dit.config.classes)
+    checks.integer("steps", steps, 1, TRAIN_STEPS)
+    checks.number("guidance", guidance)
     if sampler not in SAMPLERS:
         raise InputError("sampler", repr(sampler), "one of " + " ".join(SAMPLERS))
-    shape = (model.config.channels, model.config.size, model.config.size)
-    seeds = range(seed, seed + n)
+    shape = (dit.config.channels, dit.config.size, dit.config.size)
 
     def noise(i: int) -> Tensor:
         return randn(seeds, shape, offset=i + 1)
 
-    network, z = guided(model, labels, guidance), randn(seeds, shape)
+    network, z = guided(dit, labels, guidance), randn(seeds, shape)
     times = schedules.spaced(TRAIN_STEPS, steps)
     plan = getattr(schedules, sampler)(ALPHAS, times, prediction="v", guidance=guidance)
     if sampler == "ddpm":

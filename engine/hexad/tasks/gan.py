@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from hexad import data
-from hexad.evaluation import Gate, recognised
-from hexad.models.gan import Discriminator, Generator
-from hexad.sampling.classes import asked
-from hexad.sampling.latent import sample_gan
-from hexad.training.adversarial import AdversarialTrainer
-from hexad.training.loop import Recipe
 from hexad_kernels import randn
+
+from .. import checks, data
+from ..evaluation import Gate, recognised
+from ..models.gan import Discriminator, Generator
+from ..sampling import Progress
+from ..sampling.classes import asked
+from ..sampling.latent import sample_gan
+from ..training.adversarial import AdversarialTrainer
+from ..training.loop import Recipe
 
 RECIPE = Recipe(steps=1500, batch=64, lr=1e-3, ema=0.995, betas=(0.0, 0.99))
 R1 = 0.3
@@ -26,10 +26,10 @@ def build() -> Generator:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> AdversarialTrainer:
-    assert isinstance(model, Generator)
+    generator = checks.model_of(model, Generator)
     x, y = data.digits().train
     images = x[:, None].float() / 8 - 1
-    return AdversarialTrainer(model, Discriminator(model.config), images, y, recipe, r1=R1)
+    return AdversarialTrainer(generator, Discriminator(generator.config), images, y, recipe, r1=R1)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     class_: int | None = None,
 ) -> Tensor:
     """n images (n, 8, 8) in [0, 1] of class `class_`, or of the classes 0..9 in turn.
@@ -46,9 +46,9 @@ def generate(
     Image i has the latent of seed + i, so it does not depend on n. Raises InputError for a class that there
     is not.
     """
-    assert isinstance(model, Generator)
-    labels = asked(n, class_, model.config.classes)
-    images = sample_gan(model, randn(range(seed, seed + n), (model.config.latent,)), labels)
+    generator, seeds = checks.model_of(model, Generator), checks.seeds(n, seed)
+    labels = asked(n, class_, generator.config.classes)
+    images = sample_gan(generator, randn(seeds, (generator.config.latent,)), labels)
     if progress:
         progress(1, 1)
     return images

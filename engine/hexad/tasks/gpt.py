@@ -1,17 +1,15 @@
 """GPT on the Python language reference: recipe, continuation of a prompt, bits per character."""
 
 import functools
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .. import data
-from ..errors import InputError
+from .. import checks, data
 from ..evaluation import Gate
 from ..models.gpt import GPT, Config
 from ..ngram import witten_bell_bits
+from ..sampling import Progress
 from ..sampling.decode import continuations
 from ..tokens import learn_merges
 from ..training.likelihood import categorical_bits, maximum_likelihood, minibatch
@@ -29,16 +27,15 @@ def build() -> GPT:
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
     """Maximum likelihood on windows of the training text; the vocabulary is learned from that text first."""
-    assert isinstance(model, GPT)
-    text = data.topics().train
-    model.merges.copy_(learn_merges(text, model.config.vocab))
-    tokens = torch.tensor(model.vocabulary.encode(text))
-    windows = tokens.unfold(0, model.config.context + 1, 1)
+    gpt, text = checks.model_of(model, GPT), data.topics().train
+    gpt.merges.copy_(learn_merges(text, gpt.config.vocab))
+    tokens = torch.tensor(gpt.vocabulary.encode(text))
+    windows = tokens.unfold(0, gpt.config.context + 1, 1)
 
     def bits(batch: Tensor) -> Tensor:
-        return categorical_bits(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        return categorical_bits(gpt(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
-    return maximum_likelihood(model, recipe, lambda generator: minibatch(windows, recipe.batch, generator), bits)
+    return maximum_likelihood(gpt, recipe, lambda generator: minibatch(windows, recipe.batch, generator), bits)
 
 
 def generate(
@@ -46,7 +43,7 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompt: str = PROMPT,
     length: int = 160,
     temperature: float = 0.7,
@@ -57,28 +54,16 @@ def generate(
 
     Raises InputError for an empty prompt, one beyond the context, or an option out of its range.
     """
-    assert isinstance(model, GPT)
-    if n < 1:
-        raise InputError("n", n, "at least 1")
-    if not prompt:
-        raise InputError("prompt", "an empty text", "at least one character")
-    if length < 1:
-        raise InputError("length", length, "at least 1 token")
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise InputError("temperature", temperature, "a finite number, at least 0")
-    if top_k < 0:
-        raise InputError("top_k", top_k, "at least 0 (0: no limit)")
-    if not 0 < top_p <= 1:
-        raise InputError("top_p", top_p, "more than 0, at most 1")
-    vocabulary = model.vocabulary
+    gpt, seeds = checks.model_of(model, GPT), checks.seeds(n, seed)
+    vocabulary = gpt.vocabulary
     rows = continuations(
-        model,
-        [vocabulary.encode(prompt)] * n,
-        seeds=range(seed, seed + n),
-        length=length,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        gpt,
+        [vocabulary.encode(checks.text("prompt", prompt))] * n,
+        seeds=seeds,
+        length=checks.integer("length", length, 1),
+        temperature=checks.number("temperature", temperature),
+        top_k=checks.integer("top_k", top_k, 0),
+        top_p=checks.share("top_p", top_p),
         progress=progress,
     )
     return [prompt + vocabulary.decode(row) for row in rows]
@@ -111,7 +96,6 @@ def baseline() -> float:
 
 
 def evaluate(model: nn.Module) -> list[Gate]:
-    assert isinstance(model, GPT)
     text = data.topics()
-    bits = bits_per_character(model, text.train, text.test)
+    bits = bits_per_character(checks.model_of(model, GPT), text.train, text.test)
     return [Gate("held-out text, against the best Witten-Bell n-gram", bits, "<", baseline(), "bits/character")]

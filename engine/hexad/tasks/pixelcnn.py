@@ -1,18 +1,13 @@
 """Gated PixelCNN on the digits, pixels drawn one by one from a cache."""
 
-import math
-from collections.abc import Callable
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import data, registry
-from ..errors import InputError
+from .. import checks, data, registry
 from ..evaluation import Gate
 from ..models.pixelcnn import Config, PixelCNN
-from ..sampling import pixels
+from ..sampling import Progress, pixels
 from ..training.likelihood import categorical_bits, maximum_likelihood, minibatch
 from ..training.loop import GradientTrainer, Recipe
 
@@ -56,31 +51,28 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """n images (n,8,8) in [0,1]; image i is drawn with seed + i."""
-    if n < 1:
-        raise InputError("n", n, "at least 1")
-    if not 0 <= temperature < math.inf:
-        raise InputError("temperature", temperature, "a finite number, 0 or more")
-    seeds = torch.arange(seed, seed + n)
-    levels = pixels.sample(cast(PixelCNN, model), seeds, temperature=temperature, progress=progress)
+    pixelcnn, seeds = checks.model_of(model, PixelCNN), torch.tensor(checks.seeds(n, seed))
+    checks.number("temperature", temperature)
+    levels = pixels.sample(pixelcnn, seeds, temperature=temperature, progress=progress)
     return levels / (data.LEVELS - 1)
 
 
 @torch.no_grad()
 def score(model: nn.Module, images: Tensor) -> Tensor:
     """Levels (B,8,8) -> bits/dim (B,), exact."""
-    return categorical_bits(model(images), images).flatten(1).mean(1)
+    return categorical_bits(checks.model_of(model, PixelCNN)(checks.levels(images)), images).flatten(1).mean(1)
 
 
 def evaluate(model: nn.Module) -> list[Gate]:
     """Bits/dim against the VAE's bound on the same images, and cached against uncached samples."""
-    test = data.digits().test.x
+    pixelcnn, test = checks.model_of(model, PixelCNN), data.digits().test.x
     vae = registry.entry("vae").load_task().score(registry.load("vae"), test)  # type: ignore[attr-defined]
     seeds = torch.arange(8)
-    samples = [pixels.sample(cast(PixelCNN, model), seeds, cached=cached) for cached in (True, False)]
+    samples = [pixels.sample(pixelcnn, seeds, cached=cached) for cached in (True, False)]
     differing = (samples[0] != samples[1]).sum()
     return [
         Gate("test bits/dim", float(score(model, test).mean()), "<", float(vae.mean()), "bits/dim"),

@@ -1,20 +1,17 @@
 """RealNVP on the digits, dequantised by uniform noise: a density wants continuous data."""
 
 import copy
-import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import hexad_kernels as hk
 
-from .. import data
-from ..errors import InputError
+from .. import checks, data
 from ..evaluation import Gate, bits_per_dim, gaussian_bits_per_dim
 from ..models.realnvp import Config, Flow, RealNVP
-from ..sampling import invert
+from ..sampling import Progress, invert
 from ..training.likelihood import maximum_likelihood, minibatch
 from ..training.loop import GradientTrainer, Recipe
 
@@ -28,7 +25,7 @@ def build() -> nn.Module:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
-    flow, train = cast(Flow, model), data.digits().train.x[:, None]
+    flow, train = checks.model_of(model, Flow), data.digits().train.x[:, None]
 
     def draw(generator: torch.Generator) -> Tensor:
         return data.dequantise(minibatch(train, recipe.batch, generator), generator)
@@ -43,35 +40,37 @@ def generate(
     *,
     n: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """n images (n,8,8) in [0,1]; image i comes from the noise of seed + i."""
-    if n < 1:
-        raise InputError("n", n, "at least 1")
-    if not 0 <= temperature < math.inf:
-        raise InputError("temperature", temperature, "a finite number, 0 or more")
-    x = invert.sample(cast(Flow, model), torch.arange(seed, seed + n), temperature=temperature)
+    """n images (n,8,8) in [0,1], of 17 grey levels; image i comes from the noise of seed + i."""
+    x = continuous(model, n=n, seed=seed, temperature=temperature)
     if progress is not None:
         progress(1, 1)
-    # The middle of a level's bin becomes the level. Not rounded to levels: a last bit would flip whole ones.
-    return ((x[:, 0] * data.LEVELS - 0.5) / (data.LEVELS - 1)).clamp(0, 1)
+    return (x * data.LEVELS).floor().clamp(0, data.LEVELS - 1) / (data.LEVELS - 1)
+
+
+def continuous(model: nn.Module, *, n: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """The images (n,8,8) of ``generate`` as the flow gives them, before they are taken to grey levels."""
+    flow, seeds = checks.model_of(model, Flow), torch.tensor(checks.seeds(n, seed))
+    return invert.sample(flow, seeds, temperature=checks.number("temperature", temperature))[:, 0]
 
 
 @torch.no_grad()
 def score(model: nn.Module, images: Tensor) -> Tensor:
     """Levels (B,8,8) -> bits/dim (B,): the mean over 16 dequantisations, the same for every image."""
+    flow, images = checks.model_of(model, Flow), checks.levels(images)
     noise = torch.rand(DRAWS, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     total = torch.zeros(len(images))
     for u in noise:
         x = (images.float() + u) / data.LEVELS
-        total += bits_per_dim(invert.log_prob(cast(Flow, model), x[:, None]))
+        total += bits_per_dim(invert.log_prob(flow, x[:, None]))
     return total / DRAWS
 
 
 def evaluate(model: nn.Module) -> list[Gate]:
     """Bits/dim against the full-covariance Gaussian's, the round trip, and log-det against autograd's."""
-    flow, test = cast(Flow, model), data.digits().test.x
+    flow, test = checks.model_of(model, Flow), data.digits().test.x
     x = data.dequantise(test, torch.Generator().manual_seed(0))[:, None]
     with torch.no_grad():
         round_trip = (flow.inverse(flow(x)[0])[0] - x).abs().max()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from hexad import data
-from hexad.errors import InputError
-from hexad.evaluation import Gate, gaussian_bits_per_dim
-from hexad.models.vae import VAE
-from hexad.sampling.latent import mean_image, sample_vae
-from hexad.training.elbo import elbo_loss, elbo_terms, to_image
-from hexad.training.loop import GradientTrainer, Recipe
 from hexad_kernels import randn
+
+from .. import checks, data
+from ..evaluation import Gate, gaussian_bits_per_dim
+from ..models.vae import VAE
+from ..sampling import Progress
+from ..sampling.latent import mean_image, sample_vae
+from ..training.elbo import elbo_loss, elbo_terms, to_image
+from ..training.loop import GradientTrainer, Recipe
 
 RECIPE = Recipe(steps=700, batch=128, lr=2e-3, ema=0.99, weight_decay=0.05)
 OPTIONS: frozenset[str] = frozenset()
@@ -27,18 +27,15 @@ def build() -> VAE:
 
 
 def trainer(model: nn.Module, recipe: Recipe) -> GradientTrainer:
-    assert isinstance(model, VAE)
-    loss = elbo_loss(model, data.digits().train.x, batch=recipe.batch, kl_warmup=300)
+    loss = elbo_loss(checks.model_of(model, VAE), data.digits().train.x, batch=recipe.batch, kl_warmup=300)
     return GradientTrainer(model, loss, recipe)
 
 
 @torch.no_grad()
-def generate(model: nn.Module, *, n: int, seed: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
+def generate(model: nn.Module, *, n: int, seed: int, progress: Progress | None = None) -> Tensor:
     """n images (n, 8, 8) in [0, 1]; image i has the latent of seed + i, so it does not depend on n."""
-    assert isinstance(model, VAE)
-    if n < 1:
-        raise InputError("n", n, "at least 1")
-    images = sample_vae(model, randn(range(seed, seed + n), (model.config.latent,)))
+    vae = checks.model_of(model, VAE)
+    images = sample_vae(vae, randn(checks.seeds(n, seed), (vae.config.latent,)))
     if progress:
         progress(1, 1)
     return images
@@ -46,14 +43,14 @@ def generate(model: nn.Module, *, n: int, seed: int, progress: Callable[[int, in
 
 @torch.no_grad()
 def score(model: nn.Module, images: Tensor) -> Tensor:
-    """Grey levels (B, 8, 8) uint8 -> the negative evidence lower bound (B,) in bits/dim, the mean over 16
+    """Grey levels (B, 8, 8) uint8 -> the negative evidence lower bound (B,) in bits/dim, the mean over 8
     draws of z.
 
     Every image gets the same draws, so its score does not depend on its neighbours.
     """
-    assert isinstance(model, VAE)
-    draws = randn(range(DRAWS), (model.config.latent,))
-    distortion, kl = elbo_terms(model, images, draws[:, None].expand(-1, len(images), -1))
+    vae, images = checks.model_of(model, VAE), checks.levels(images)
+    draws = randn(range(DRAWS), (vae.config.latent,))
+    distortion, kl = elbo_terms(vae, images, draws[:, None].expand(-1, len(images), -1))
     return (distortion + kl) / (images[0].numel() * math.log(2))
 
 
@@ -61,9 +58,9 @@ def score(model: nn.Module, images: Tensor) -> Tensor:
 def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
     """Grey levels (B, 8, 8) uint8 -> their images in [0, 1] after encoding (at the posterior mean) and
     decoding."""
-    assert isinstance(model, VAE)
-    mean, _ = model.encode(to_image(images, model.config.levels))
-    return mean_image(model.decode(mean))
+    vae = checks.model_of(model, VAE)
+    mean, _ = vae.encode(to_image(checks.levels(images), vae.config.levels))
+    return mean_image(vae.decode(mean))
 
 
 def evaluate(model: nn.Module) -> list[Gate]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hexad.models.gan import Discriminator, Generator
-from hexad.training.loop import GradientTrainer, Recipe
+from ..models.gan import Discriminator, Generator
+from .loop import GradientTrainer, Recipe
 
 
 class AdversarialTrainer:

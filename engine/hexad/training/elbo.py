@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hexad.models.vae import VAE
+from ..models.vae import VAE
 
 
 def elbo_terms(model: VAE, levels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
