@@ -97,7 +97,7 @@ def _backends(found: Mapping[str, Any]) -> dict[str, str]:
         "cuda": f"{found['cuda_build']}; {device}",
         "triton": f"{triton}; {device}",
         "triton-interpreted": f"{triton}; TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')!r}, wants '1'",
-        "cuda-emulated": f"the CUDA sources on the CPU; HEXAD_CUDA_EMULATED={os.environ.get('HEXAD_CUDA_EMULATED', '')!r}",
+        "cuda-emulated": f"CUDA sources on the CPU; HEXAD_CUDA_EMULATED={os.environ.get('HEXAD_CUDA_EMULATED', '')!r}",
     }
     return {name: known[name] for name in kernels().BACKENDS if name in known}
 
