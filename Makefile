@@ -21,7 +21,8 @@ demo: build
 
 test: build
 	$(BIN)/python -m pytest -n 2
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
+	$(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
+	$(BIN)/python -m pytest -n 2 tests --backend cuda-emulated
 
 bench: build
 	mkdir -p out/bench

@@ -99,16 +99,6 @@ void require_device(const hexad_tensor& t, const char* name, const hexad_tensor&
                 t.device_id, like.device_type, like.device_id);
 }
 
-bool on_cuda(const hexad_tensor& t) {
-  if (t.device_type == HEXAD_CPU) return false;
-  if (t.device_type == HEXAD_CUDA_DEVICE) {
-    const char* missing = hexad_cuda_missing();
-    if (*missing) fail(HEXAD_UNSUPPORTED, "CUDA tensor: %s", missing);
-    return true;
-  }
-  fail(HEXAD_UNSUPPORTED, "device type %d: hexad serves CPU (1) and CUDA (2)", t.device_type);
-}
-
 }  // namespace hexad
 
 extern "C" int hexad_abi_version(void) {

@@ -5,8 +5,21 @@ import pytest
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--backend", default="cpu", help="the backend that the op tests run: cpu, cuda, triton-interpreted"
+        "--backend",
+        default="cpu",
+        help="the backend that the op tests run: cpu, cuda, triton-interpreted, cuda-emulated",
     )
+
+
+def pytest_configure(config):
+    """What an interpreted or emulated backend needs must be there before hexad_kernels is imported."""
+    backend = config.getoption("--backend")
+    if backend == "triton-interpreted":
+        os.environ["TRITON_INTERPRET"] = "1"
+    if backend == "cuda-emulated":
+        from tests.cuda_emulator import build
+
+        os.environ["HEXAD_CUDA_EMULATED"] = str(build("_C"))
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +28,7 @@ def backend_name(request):
 
 
 def pytest_collection_modifyitems(config, items):
-    """A process that interprets Triton runs only the tests made for it."""
+    """A process that interprets or emulates runs only the tests made for it."""
     if config.getoption("--backend") == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return
     keep = [item for item in items if "backend_name" in getattr(item, "fixturenames", ())]

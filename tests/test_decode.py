@@ -44,6 +44,14 @@ def test_every_row_of_a_prefill(options, dtype):
         assert torch.equal(one, out[:, :, n - 1]) and torch.equal(one_lse, lse[:, :, n - 1])
 
 
+def test_the_comparison_of_bits_sees_another_order_of_summation():
+    """The inverse of the tests around it: the same keys summed the other way round are close, not equal."""
+    q, k, v = inputs()
+    out = attention(q, k, v, causal=True)[:, :, -1]
+    turned = decode(q[:, :, -1], k.flip(2), v.flip(2), int32(150, 150, 150))
+    assert torch.allclose(turned, out, atol=1e-5) and not torch.equal(turned, out)
+
+
 @pytest.mark.parametrize("isa", (hexad_kernels.machine()["isa_available"]) or ["none"])
 def test_a_row_has_the_prefills_bits_on_every_instruction_set(isa):
     q, k, v = inputs()

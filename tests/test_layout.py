@@ -12,7 +12,7 @@ ROOMS = {
     "kernels/hexad_kernels/triton": "*.py",
     "tests/cases": "*.py",
 }
-MACHINERY = {"isa", "parallel", "table", "missing", "present", "ops", "roofline", "__init__"}
+MACHINERY = {"common", "isa", "parallel", "table", "missing", "present", "ops", "roofline", "__init__"}
 
 
 def ops():

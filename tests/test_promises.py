@@ -18,6 +18,13 @@ def label(value):
     return getattr(value, "name", None) or str(value).removeprefix("torch.")
 
 
+def slow(backend_name, case, test):
+    """Interpreted kernels take seconds: the shapes that are not small go through one test only."""
+    if case.small or backend_name == "cuda":
+        return False
+    return case.bench or (backend_name == "triton-interpreted" and test != "test_accuracy")
+
+
 @pytest.fixture(autouse=True)
 def served_by_the_backend(request, backend_name):
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
@@ -28,8 +35,10 @@ def served_by_the_backend(request, backend_name):
     if backend_name != "cpu":
         if find_spec(f"hexad_kernels.triton.{name}") is None and backend_name.startswith("triton"):
             pytest.skip(f"{name} has no Triton kernel")
-        if not case.small and backend_name != "cuda":
-            pytest.skip("too slow under an interpreter")
+        if not OPS[name].cuda and backend_name.startswith("cuda"):
+            pytest.skip(f"{name} has no CUDA kernel")
+        if slow(backend_name, case, request.node.originalname):
+            pytest.skip(f"too slow for {backend_name}")
     with hexad_kernels.backend(backend_name):
         yield
 
@@ -103,8 +112,10 @@ def test_every_op_has_cases():
     assert set(cases()) == set(OPS)
 
 
-def test_the_checks_can_fail():
+def test_the_checks_can_fail(backend_name):
     """A kernel that forgets an element, or writes one too many, is found."""
+    if backend_name != "cpu":
+        pytest.skip("breaks the CPU's kernel")
     call = Call((rand(torch.Generator().manual_seed(0), 2, 4).float(), torch.zeros(2, 2)), {})
     op = OPS["coupling"]
     native = op.native

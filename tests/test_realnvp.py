@@ -116,12 +116,14 @@ def test_temperature_scales_the_noise(flow):
     assert torch.equal(x, flow.inverse(0.5 * noise)[0])
 
 
-def test_generate_gives_grey_levels_and_score_judges_each_image_alone(flow):
+def test_generate_rounds_to_the_levels_drawn_and_score_judges_each_image_alone(flow):
     pictures = task.generate(flow, n=3, seed=1)
     assert pictures.shape == (3, 8, 8)
     assert pictures.dtype == torch.float32
+    assert 0 <= pictures.min() <= pictures.max() <= 1
     levels = data.quantise(pictures)
-    assert torch.equal(levels / 16, pictures)
+    drawn = invert.sample(flow, torch.arange(1, 4))[:, 0]
+    assert torch.equal(levels, (drawn * 17).floor().clamp(0, 16).to(torch.uint8))
     scores = task.score(flow, levels)
     assert torch.equal(task.score(flow, levels[1:2]), scores[1:2])
 

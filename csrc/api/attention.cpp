@@ -2,6 +2,7 @@
 
 #include "api/heads.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -9,7 +10,7 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
                                         const hexad_tensor* v, const hexad_tensor* mask,
                                         hexad_tensor* out, hexad_tensor* lse, int32_t causal,
                                         int64_t left, int64_t right, float softcap, float scale,
-                                        hexad_stream) {
+                                        hexad_stream stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {q, k, v, out};
     const char* names[] = {"q", "k", "v", "out"};
@@ -57,7 +58,7 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
     args.offset = causal == 2 ? 0 : args.keys - args.rows;
     args.left = left, args.right = causal ? 0 : right;
     args.softcap = softcap, args.scale = scale;
-    if (on_cuda(*q)) fail(HEXAD_UNSUPPORTED, "attention has no CUDA kernel");
+    if (on_cuda(*q)) return cuda::attention(args, stream);
     cpu().attention(args);
   });
 }

@@ -2,6 +2,7 @@
 
 #include "api/heads.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -9,7 +10,7 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
                                      const hexad_tensor* v_cache, const hexad_tensor* lengths,
                                      const hexad_tensor* block_table, hexad_tensor* out,
                                      hexad_tensor* lse, int64_t left, float softcap, float scale,
-                                     hexad_stream) {
+                                     hexad_stream stream) {
   return guarded([&] {
     require_rank(q, "q", 3);
     require_rank(k_cache, "k_cache", 4);
@@ -48,7 +49,7 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     strides_of(*lse, 2, args.lse_stride);
     strides_of(*k_cache, 3, args.k_stride), strides_of(*v_cache, 3, args.v_stride);
     args.left = left, args.softcap = softcap, args.scale = scale;
-    if (on_cuda(*q)) fail(HEXAD_UNSUPPORTED, "decode has no CUDA kernel");
+    if (on_cuda(*q)) return cuda::decode(args, stream);
     cpu().decode(args);
   });
 }

@@ -13,7 +13,6 @@ extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor
                                    const hexad_tensor* noise, hexad_tensor* out0,
                                    hexad_tensor* out1, hexad_tensor* out2, int64_t index,
                                    hexad_stream stream) {
-  (void)stream;
   return guarded([&] {
     require_rank(table, "table", 3);
     require_dtype(*table, "table", DType::f32);
@@ -56,7 +55,7 @@ extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor
                                : 1,
                         dtype == DType::bf16,
                         numel(*x)};
-    if (on_cuda(*table)) fail(HEXAD_UNSUPPORTED, "step has no CUDA kernel");
+    if (on_cuda(*table)) return cuda::step(args, stream);
     // Columns of C that the optional inputs 3 to 7 of `tensors` stand in.
     for (int i = 3; i < 8; ++i)
       for (int k = 0; k < args.outputs && !tensors[i]; ++k)

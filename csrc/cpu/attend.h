@@ -12,12 +12,12 @@
 namespace hexad {
 namespace {
 
-constexpr int kTile = 64;             // keys in a tile
-constexpr int kBlock = 48;            // query rows in a block, at most
-constexpr int kStep = 6;              // query rows that share registers
-constexpr int64_t kRowFloats = 3840;  // room for a block's queries, and for its sums
-constexpr int64_t kChunk = 64;        // of a head dimension, between registers and scratch
-constexpr int64_t kMaxHead = kRowFloats;
+constexpr int kTile = 64;   // keys in a tile
+constexpr int kBlock = 48;  // query rows in a block, at most
+constexpr int kStep = 6;    // query rows that share registers
+// Room for a block's queries, and for its sums: one row's at least, hence the doors' limit.
+constexpr int64_t kRowFloats = 3840;
+constexpr int64_t kChunk = 64;  // of a head dimension, between registers and scratch
 
 // Keys and values of one head: contiguous (pages null), or in pages of a cache.
 template <class T>
@@ -202,7 +202,6 @@ class Block {
       total_[r] = 0;
     }
     std::fill(out_, out_ + rows_ * o_step_, 0.f);
-    last_ = last;
     if (first < last) {
       take_queries();
       for (int64_t base = first / kTile * kTile; base < last; base += kTile)
@@ -231,27 +230,23 @@ class Block {
       seen = seen || from_[r] < upto_[r];
     }
     if (!seen) return;
-    fetch(base + kTile);
     scores(base, begin, end);
     for (int64_t r = 0; r < rows_; ++r) soften(base, r);
     values(base, begin, end);
   }
 
-  // Asks for the next tile early: a lone row spends its time waiting for memory.
-  void fetch(int64_t base) const {
-    const int64_t n = std::min<int64_t>(kTile, last_ - base);
-    if (n <= 0) return;
-    const Keys<T>& keys = job_.keys;
-    const T* row[kTile];
-    keys.locate(keys.k, keys.k_key, keys.k_page, base, n, row);
-    fetch_rows(row, n, job_.head_dim);
-    keys.locate(keys.v, keys.v_key, keys.v_page, base, n, row);
-    fetch_rows(row, n, job_.value_dim);
-  }
-  static void fetch_rows(const T* const* row, int64_t n, int64_t dims) {
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t d = 0; d < dims; d += line) __builtin_prefetch(row[j] + d, 0, 2);
+  // Dimensions [at, at + 16) of sixteen keys, of which n are there, with a lane per key.
+  static void turn(const T* const* k, int64_t at, int64_t n, float* to) {
+    vf square[kLanes];
+    if (n >= kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = load(k[i] + at);
+    } else {
+      for (int i = 0; i < kLanes; ++i) square[i] = load_first(k[i] + at, n);
+    }
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(to + i * kTile, square[i]);
   }
 
   bool step_sees(int64_t r, int64_t n) const {
@@ -260,23 +255,20 @@ class Block {
     return false;
   }
 
-  // p_[r][key] = <q_r, k_key>: keys transposed into scratch so that a lane is a key.
+  // p_[r][key] = <q_r, k_key>.
   void scores(int64_t base, int64_t begin, int64_t end) {
     const T* k[kTile];
     const Keys<T>& keys = job_.keys;
     keys.locate(keys.k, keys.k_key, keys.k_page, base + begin, end - begin, k + begin);
+    // Keys that no row sees: any readable ones do, their scores are hidden.
+    std::fill(k, k + begin, k[begin]);
+    std::fill(k + end, k + kTile, k[begin]);
     static const float ones[kStep] = {1, 1, 1, 1, 1, 1};
     for (int64_t at = 0; at < job_.head_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, job_.head_dim - at);
       for (int64_t j = 0; j < kTile; j += kLanes)
-        for (int64_t d = 0; d < dims; d += kLanes) {
-          vf square[kLanes];
-          for (int64_t i = 0; i < kLanes; ++i)
-            square[i] =
-                j + i >= begin && j + i < end ? load_upto(k[j + i] + at + d, dims - d) : zero();
-          transpose(square);
-          for (int64_t i = 0; i < kLanes; ++i) store(kv_ + (d + i) * kTile + j, square[i]);
-        }
+        for (int64_t d = 0; d < dims; d += kLanes)
+          turn(k + j, at + d, dims - d, kv_ + d * kTile + j);
       for (int64_t r = 0; r < rows_; r += kStep) {
         const int64_t n = std::min<int64_t>(kStep, rows_ - r);
         if (step_sees(r, n))

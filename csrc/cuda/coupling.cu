@@ -1,5 +1,5 @@
 // Affine and additive coupling: a block per batch row, one pass over the row. The log-determinant
-// is summed in a fixed order (a thread's own elements, then a tree), without atomics.
+// is summed in double and in a fixed order (a thread's own elements, then a tree), without atomics.
 #include "cuda/common.cuh"
 
 namespace hexad {
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) coupling_kernel(CouplingArgs a) {
   T* y = static_cast<T*>(a.y) + b * a.y_stride;
   const T* shift = static_cast<const T*>(a.shift) + b * a.shift_stride;
   const T* raw = a.log_scale ? static_cast<const T*>(a.log_scale) + b * a.scale_stride : nullptr;
-  float total = 0.f;
+  double total = 0;
   for (int64_t i = threadIdx.x; i < a.row; i += kThreads) {
     bool active;
     int64_t j;
@@ -45,26 +45,21 @@ __global__ void __launch_bounds__(kThreads) coupling_kernel(CouplingArgs a) {
     put(y + i, a.inverse ? (v - t) * expf(-s) : fmaf(v, expf(s), t));
     total += s;
   }
-  __shared__ float partial[kThreads];
+  HEXAD_SHARED(double, partial, [kThreads]);
   partial[threadIdx.x] = total;
   for (int n = kThreads / 2; n > 0; n /= 2) {
     __syncthreads();
     if (threadIdx.x < n) partial[threadIdx.x] += partial[threadIdx.x + n];
   }
-  if (threadIdx.x == 0) a.log_det[b] = a.inverse ? -partial[0] : partial[0];
+  if (threadIdx.x == 0) a.log_det[b] = float(a.inverse ? -partial[0] : partial[0]);
 }
 
 }  // namespace
 
 void coupling(const CouplingArgs& args, hexad_stream stream) {
   if (args.batch == 0) return;
-  if (args.batch > 0x7fffffff) fail(HEXAD_INVALID, "x: more than 2^31 - 1 rows");
-  const auto s = static_cast<cudaStream_t>(stream);
-  if (args.bf16)
-    coupling_kernel<__nv_bfloat16><<<unsigned(args.batch), kThreads, 0, s>>>(args);
-  else
-    coupling_kernel<float><<<unsigned(args.batch), kThreads, 0, s>>>(args);
-  check_launch("coupling");
+  launch("coupling", args.bf16 ? coupling_kernel<bf16> : coupling_kernel<float>,
+         blocks("coupling", args.batch), kThreads, 0, stream, args);
 }
 
 }  // namespace cuda

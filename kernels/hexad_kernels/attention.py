@@ -17,7 +17,7 @@ Papers: Vaswani et al. 2017 (arXiv 1706.03762), Milakov & Gimelshein 2018 (onlin
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from hexad_kernels.op import Op
 
 MAX_HEAD_DIM = 3840  # what the CPU kernels' scratch holds
 FAR = 2**40  # beyond any sequence, and no overflow when added to a position
-CAUSAL = {False: 0, True: 1, "upper_left": 2}
+CAUSAL: dict[Any, int] = {False: 0, True: 1, "upper_left": 2}
 
 
 def window_sides(window: object, causal: bool) -> tuple[int, int]:
@@ -167,6 +167,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=True,
     refuses=refuses,
     gradients=(0, 1, 2, 3),
 )

@@ -132,6 +132,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=True,
     refuses=refuses,
 )
 

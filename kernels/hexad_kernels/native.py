@@ -1,10 +1,15 @@
-"""The only loader of the compiled module: `C` is it, or None with `missing` saying why."""
+"""The only loader of the compiled module: `C` is it, or None with `missing` saying why.
+
+HEXAD_CUDA_EMULATED names a module to load in its place: the CUDA kernels built to run on CPU tensors,
+as tests/cuda_emulator builds it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +18,7 @@ import torch
 
 C: Any = None
 missing = ""
+emulated = bool(os.environ.get("HEXAD_CUDA_EMULATED"))
 
 
 def _torch_openmp() -> str | None:
@@ -26,9 +32,20 @@ def _torch_openmp() -> str | None:
     return (beside_torch or found or [None])[0]
 
 
+def _load_emulated(path: str) -> tuple[ModuleType | None, str]:
+    spec = spec_from_file_location("_C", path)
+    if spec is None or spec.loader is None or not Path(path).exists():
+        return None, f"HEXAD_CUDA_EMULATED={path!r} is not a compiled module"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, ""
+
+
 def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get("HEXAD_BACKEND") == "reference" and os.environ.get("HEXAD_NO_NATIVE"):
         return None, "HEXAD_NO_NATIVE is set"
+    if emulated:
+        return _load_emulated(os.environ["HEXAD_CUDA_EMULATED"])
     try:
         _C = import_module("hexad_kernels._C")
     except ImportError as error:

@@ -28,7 +28,8 @@ from torch.nn import Parameter
 
 from hexad_kernels import native as native_module
 
-BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted")
+BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
+NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _NATIVE_OR_INTEGER = frozenset((*NATIVE_DTYPES, torch.int32, torch.int64, torch.bool))
 OPS: dict[str, Op] = {}
@@ -132,7 +133,7 @@ class Op:
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
         self._tensors_at = [i for i, a in enumerate(parsed.arguments) if "Tensor" in str(a.type)]
-        self._native_here = native is not None and native_module.C is not None
+        self._native_here = native is not None and native_module.C is not None and not native_module.emulated
         self._triton: Any = None
         self._warned: set[str] = set()
         self._register(schema)
@@ -191,7 +192,7 @@ class Op:
         chosen = self._choose(args)
         if chosen == "reference":
             return self.reference(*args)
-        if chosen in ("cpu", "cuda"):
+        if chosen in NATIVE_DEVICES:
             self.native(outputs, *args)  # type: ignore[misc]
         else:
             self._triton_module().run(outputs, *args)
@@ -231,13 +232,15 @@ class Op:
             return None
         tensors = list(_tensors(args))
         kind = tensors[0].device.type if tensors else "cpu"
-        if name in ("cpu", "cuda"):
-            if self.native is None or (name == "cuda" and not self.cuda):
+        if name in NATIVE_DEVICES:
+            if self.native is None or (name != "cpu" and not self.cuda):
                 return f"{self.name} has no {name} kernel"
-            if kind != name:
+            if kind != NATIVE_DEVICES[name]:
                 return f"the tensors are on {kind}"
             if native_module.C is None:
                 return native_module.missing
+            if native_module.emulated != (name == "cuda-emulated"):
+                return f"HEXAD_CUDA_EMULATED was {'' if native_module.emulated else 'not '}set when the process started"
             if name == "cuda" and native_module.C.cuda_missing():
                 return native_module.C.cuda_missing()
             for a in tensors:

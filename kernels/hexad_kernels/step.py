@@ -121,15 +121,20 @@ def reference(
     return [_sum(row[1 + k], (x, m, p, h1, h2, h3, last, noise), x) for k in range(outputs)]
 
 
+def dense(*inputs: Tensor | None) -> list[Tensor | None]:
+    """The inputs as kernels take them: contiguous, and without a gradient to lose."""
+    found = [t if t is None or t.is_contiguous() else t.contiguous() for t in inputs]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in found):
+        raise ValueError("step: an input requires grad; call it under torch.no_grad(), or force backend('reference')")
+    return found
+
+
 def _native(
     outputs: tuple[Tensor, ...],
     table: Tensor, index: int, x: Tensor, model_output: Tensor, uncond: Tensor | None, h1: Tensor | None,
     h2: Tensor | None, h3: Tensor | None, last: Tensor | None, noise: Tensor | None, count: int,
 ) -> None:  # fmt: skip
-    inputs = [t if t is None or t.is_contiguous() else t.contiguous()
-              for t in (table, x, model_output, uncond, h1, h2, h3, last, noise)]  # fmt: skip
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        raise ValueError("step: an input requires grad; call it under torch.no_grad(), or force backend('reference')")
+    inputs = dense(table, x, model_output, uncond, h1, h2, h3, last, noise)
     out = (*outputs, None, None)
     native.C.step(*inputs, out[0], out[1], out[2], index)
 
@@ -141,6 +146,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=True,
 )
 
 

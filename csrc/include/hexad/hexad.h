@@ -169,6 +169,30 @@ HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* wei
  *   A distance that is NaN gives HEXAD_INVALID, after rows without one were written. */
 HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
                                 hexad_tensor* quantized, hexad_tensor* index, hexad_stream stream);
+/* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
+ *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
+ *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
+ */
+HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
+                                    const hexad_tensor* v_cache, const hexad_tensor* lengths,
+                                    const hexad_tensor* block_table, hexad_tensor* out,
+                                    hexad_tensor* lse, int64_t left, float softcap, float scale,
+                                    hexad_stream stream);
+
+/* merge_attention: the attention over two sets of keys, from the attention over each.
+ *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */
+HEXAD_API hexad_status hexad_merge_attention(const hexad_tensor* out_a, const hexad_tensor* lse_a,
+                                             const hexad_tensor* out_b, const hexad_tensor* lse_b,
+                                             hexad_tensor* out, hexad_tensor* lse,
+                                             hexad_stream stream);
+
+/* rope: rotates pairs (x1, x2) of a row at position p to (x1 c - x2 s, x2 c + x1 s), c = cos[p],
+ * s = sin[p]. x, y (B, H, S, D); cos, sin (max_pos, D / 2) float32; row s of sequence b is at
+ *   position positions[b] + s (positions (B) int32, NULL: 0). A pair is (i, i + D / 2), or
+ *   (2i, 2i + 1) where interleaved is not 0. */
+HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos,
+                                  const hexad_tensor* sin, const hexad_tensor* positions,
+                                  hexad_tensor* y, int32_t interleaved, hexad_stream stream);
 /* invconv: y[b, o, s] = bias[o] + sum over c of weight[o, c] x[b, c, s], in float32.
  *   x, y (B, C, ...) fp32 or bf16, contiguous, C <= 1024; weight (C, C), bias (C) fp32, bias may be
  *   NULL. */
@@ -209,30 +233,6 @@ HEXAD_API hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor*
                                   const hexad_tensor* h3, const hexad_tensor* last,
                                   const hexad_tensor* noise, hexad_tensor* out0, hexad_tensor* out1,
                                   hexad_tensor* out2, int64_t index, hexad_stream stream);
-/* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
- *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
- *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
- */
-HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
-                                    const hexad_tensor* v_cache, const hexad_tensor* lengths,
-                                    const hexad_tensor* block_table, hexad_tensor* out,
-                                    hexad_tensor* lse, int64_t left, float softcap, float scale,
-                                    hexad_stream stream);
-
-/* merge_attention: the attention over two sets of keys, from the attention over each.
- *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */
-HEXAD_API hexad_status hexad_merge_attention(const hexad_tensor* out_a, const hexad_tensor* lse_a,
-                                             const hexad_tensor* out_b, const hexad_tensor* lse_b,
-                                             hexad_tensor* out, hexad_tensor* lse,
-                                             hexad_stream stream);
-
-/* rope: rotates pairs (x1, x2) of a row at position p to (x1 c - x2 s, x2 c + x1 s), c = cos[p],
- * s = sin[p]. x, y (B, H, S, D); cos, sin (max_pos, D / 2) float32; row s of sequence b is at
- *   position positions[b] + s (positions (B) int32, NULL: 0). A pair is (i, i + D / 2), or
- *   (2i, 2i + 1) where interleaved is not 0. */
-HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos,
-                                  const hexad_tensor* sin, const hexad_tensor* positions,
-                                  hexad_tensor* y, int32_t interleaved, hexad_stream stream);
 
 #ifdef __cplusplus
 }
