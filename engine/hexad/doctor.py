@@ -91,13 +91,15 @@ def _backends(found: Mapping[str, Any]) -> dict[str, str]:
     isa = f"{found['isa']} in use, of {', '.join(found['isa_available'])}" if found["isa"] else str(found["native"])
     device = found["cuda_device"] or "no device"
     triton = f"triton {found['triton']}" if found["triton"] else "triton is not installed"
-    return {
+    known = {
         "reference": "plain PyTorch, everywhere",
         "cpu": isa,
         "cuda": f"{found['cuda_build']}; {device}",
         "triton": f"{triton}; {device}",
         "triton-interpreted": f"{triton}; TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')!r}, wants '1'",
+        "cuda-emulated": f"CUDA sources on the CPU; HEXAD_CUDA_EMULATED={os.environ.get('HEXAD_CUDA_EMULATED', '')!r}",
     }
+    return {name: known[name] for name in kernels().BACKENDS if name in known}
 
 
 def _explained(name: str) -> tuple[str, dict[str, str]]:

@@ -19,8 +19,7 @@ class Task(Protocol):
     """What a module of ``hexad.tasks`` holds: plain functions, no base class.
 
     ``score(model, images uint8 (B,8,8)) -> (B,) bits/dim`` exists only where the model has a likelihood.
-    ``generate`` returns (n,8,8) float32 in [0,1], or n strings. ``continuous(model, n, seed)`` exists only where
-    it takes these to grey levels: the images before.
+    ``generate`` returns (n,8,8) float32 in [0,1], or n strings.
     """
 
     RECIPE: Recipe

@@ -89,8 +89,6 @@ def verdict(agreement: dict[str, Any]) -> str:
         text = "identical" if agreement["agrees"] else "differ"
     if agreement.get("first_difference"):
         text += f", first at {agreement['first_difference']}"
-    if agreement.get("pixels_on_another_level"):
-        text += f", pixels on another grey level: {agreement['pixels_on_another_level']}"
     return text
 
 

@@ -46,13 +46,9 @@ def reference(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tup
     total = a + b
     nothing = total == 0
     divisor = torch.where(nothing, 1.0, total)
-
-    def share(side: Tensor, weight: Tensor) -> Tensor:
-        w = (weight / divisor).unsqueeze(-1)
-        return torch.where(w == 0, 0.0, side.to(w.dtype) * w)
-
-    out = (share(out_a, a) + share(out_b, b)).to(out_a.dtype)
-    return out, torch.where(nothing, -math.inf, m + torch.log(divisor))
+    wa, wb = (a / divisor).unsqueeze(-1), (b / divisor).unsqueeze(-1)
+    out = torch.where(wa == 0, 0.0, out_a.to(wa.dtype) * wa) + torch.where(wb == 0, 0.0, out_b.to(wb.dtype) * wb)
+    return out.to(out_a.dtype), torch.where(nothing, -math.inf, m + torch.log(divisor))
 
 
 def _native(outputs: tuple[Tensor, Tensor], out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> None:

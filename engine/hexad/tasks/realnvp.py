@@ -43,17 +43,13 @@ def generate(
     progress: Progress | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """n images (n,8,8) in [0,1], of 17 grey levels; image i comes from the noise of seed + i."""
-    x = continuous(model, n=n, seed=seed, temperature=temperature)
+    """n images (n,8,8) in [0,1]; image i comes from the noise of seed + i."""
+    flow, seeds = checks.model_of(model, Flow), torch.tensor(checks.seeds(n, seed))
+    x = invert.sample(flow, seeds, temperature=checks.number("temperature", temperature))[:, 0]
     if progress is not None:
         progress(1, 1)
-    return (x * data.LEVELS).floor().clamp(0, data.LEVELS - 1) / (data.LEVELS - 1)
-
-
-def continuous(model: nn.Module, *, n: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """The images (n,8,8) of ``generate`` as the flow gives them, before they are taken to grey levels."""
-    flow, seeds = checks.model_of(model, Flow), torch.tensor(checks.seeds(n, seed))
-    return invert.sample(flow, seeds, temperature=checks.number("temperature", temperature))[:, 0]
+    # The middle of a level's bin becomes the level. Not rounded to levels: a last bit would flip whole ones.
+    return ((x * data.LEVELS - 0.5) / (data.LEVELS - 1)).clamp(0, 1)
 
 
 @torch.no_grad()
