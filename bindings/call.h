@@ -37,10 +37,23 @@ inline void raise(hexad_status status) {
   throw std::runtime_error(text);
 }
 
+// Called once in every thread that calls a kernel.
+inline PyObject* thread_start = nullptr;
+
+inline void start_thread() {
+  static thread_local bool started = false;
+  if (started || !thread_start) return;
+  started = true;
+  PyObject* result = PyObject_CallNoArgs(thread_start);
+  if (!result) throw py::error_already_set();
+  Py_DECREF(result);
+}
+
 template <class... A, size_t... I>
 auto door(hexad_status (*function)(A...), std::index_sequence<I...>) {
   using All = std::tuple<A...>;
   return [function](Given<std::tuple_element_t<I, All>>... given) {
+    start_thread();
     hexad_stream stream = nullptr;
     (find_stream(given, stream), ...);
     hexad_status status;

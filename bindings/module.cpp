@@ -7,6 +7,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_available", [] { return std::string(hexad_isa_available()); });
   m.def("set_isa", [](const std::string& name) { raise(hexad_set_isa(name.c_str())); });
   m.def("bind_openmp", [](const std::string& path) { raise(hexad_bind_openmp(path.c_str())); });
+  m.def("on_thread_start", [](py::object call) { thread_start = call.release().ptr(); });
   m.def("openmp_path", [] { return std::string(hexad_openmp_path()); });
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
 

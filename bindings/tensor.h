@@ -61,11 +61,15 @@ class Array {
     present_ = true;
   }
 
-  // One look-up per type; the last type seen is nearly always the next one.
+  // The last few types seen (Tensor and Parameter take turns); a type in the list stays alive.
   static const DLPackExchange* exchange_of(PyTypeObject* type) {
-    static PyTypeObject* last_type = nullptr;
-    static const DLPackExchange* last = nullptr;
-    if (type == last_type) return last;
+    static struct {
+      PyTypeObject* type;
+      const DLPackExchange* api;
+    } known[4];
+    static unsigned oldest = 0;
+    for (const auto& k : known)
+      if (k.type == type) return k.api;
     const DLPackExchange* api = nullptr;
     PyObject* capsule =
         PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
@@ -77,8 +81,10 @@ class Array {
     }
     Py_XDECREF(capsule);
     PyErr_Clear();
-    last_type = type;
-    last = api;
+    auto& slot = known[oldest++ % 4];
+    Py_INCREF(type);
+    Py_XDECREF(slot.type);
+    slot = {type, api};
     return api;
   }
 

@@ -60,9 +60,38 @@ const char* name_of(DType d) {
   }
 }
 
-void require_rank(const hexad_tensor* t, const char* name, int rank) {
+void require_tensor(const hexad_tensor* t, const char* name, int least_rank) {
   HEXAD_REQUIRE(t, "%s: missing", name);
+  HEXAD_REQUIRE(t->ndim >= least_rank, "%s: has %d dimensions, wants %d or more", name, t->ndim,
+                least_rank);
+  int64_t most = 1;
+  bool empty = false;
+  for (int i = 0; i < t->ndim; ++i) {
+    const int64_t size = t->shape[i];
+    HEXAD_REQUIRE(size >= 0, "%s: dimension %d is %lld, wants at least 0", name, i,
+                  (long long)size);
+    HEXAD_REQUIRE(size <= kMostElements / most, "%s: has more than 2^60 elements", name);
+    if (size) most *= size;
+    empty = empty || !size;
+  }
+  if (empty) return;
+  HEXAD_REQUIRE(t->data, "%s: has no memory", name);
+  const auto address = reinterpret_cast<uintptr_t>(t->data) + t->byte_offset;
+  const unsigned bytes = t->dtype_bits < 8 ? 1 : t->dtype_bits / 8;
+  HEXAD_REQUIRE(address % bytes == 0, "%s: starts off a multiple of its element's %u bytes", name,
+                bytes);
+}
+
+void require_rank(const hexad_tensor* t, const char* name, int rank) {
+  require_tensor(t, name);
   HEXAD_REQUIRE(t->ndim == rank, "%s: has %d dimensions, wants %d", name, t->ndim, rank);
+}
+
+DType require_float(const hexad_tensor& t, const char* name) {
+  const DType dtype = dtype_of(t);
+  HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16, "%s: is %s, wants float32 or bfloat16",
+                name, name_of(dtype));
+  return dtype;
 }
 
 void require_dtype(const hexad_tensor& t, const char* name, DType want) {
@@ -75,6 +104,11 @@ void require_size(const hexad_tensor& t, const char* name, int dim, int64_t want
                 (long long)t.shape[dim], (long long)want);
 }
 
+void require_shape(const hexad_tensor& t, const char* name, const hexad_tensor& like) {
+  HEXAD_REQUIRE(t.ndim == like.ndim, "%s: has %d dimensions, wants %d", name, t.ndim, like.ndim);
+  for (int i = 0; i < t.ndim; ++i) require_size(t, name, i, like.shape[i]);
+}
+
 void require_rows(const hexad_tensor& t, const char* name) {
   const int last = t.ndim - 1;
   HEXAD_REQUIRE(t.shape[last] <= 1 || stride(t, last) == 1 || numel(t) == 0,
@@ -82,15 +116,36 @@ void require_rows(const hexad_tensor& t, const char* name) {
                 (long long)stride(t, last));
 }
 
+namespace {
+
+// The last dimension at or after `from` whose stride is not what packing asks for; -1: none.
+int loose_dimension(const hexad_tensor& t, int from, int64_t* want) {
+  *want = 1;
+  if (!t.strides || numel(t) == 0) return -1;
+  for (int i = t.ndim - 1; i >= from; *want *= t.shape[i--])
+    if (t.shape[i] != 1 && t.strides[i] != *want) return i;
+  return -1;
+}
+
+}  // namespace
+
+bool is_contiguous(const hexad_tensor& t) {
+  int64_t want;
+  return loose_dimension(t, 0, &want) < 0;
+}
+
 void require_packed(const hexad_tensor& t, const char* name, int from) {
-  if (numel(t) == 0) return;
-  int64_t packed = 1;
-  for (int i = t.ndim - 1; i >= from; --i) {
-    HEXAD_REQUIRE(t.shape[i] <= 1 || stride(t, i) == packed,
-                  "%s: dimension %d has stride %lld, wants %lld", name, i, (long long)stride(t, i),
-                  (long long)packed);
-    packed *= t.shape[i];
-  }
+  int64_t want;
+  const int i = loose_dimension(t, from, &want);
+  HEXAD_REQUIRE(i < 0, "%s: dimension %d has stride %lld, wants %lld", name, i,
+                (long long)stride(t, i), (long long)want);
+}
+
+void require_distinct(const hexad_tensor& t, const char* name) {
+  if (!t.strides || numel(t) == 0) return;
+  for (int i = 0; i < t.ndim; ++i)
+    HEXAD_REQUIRE(t.shape[i] == 1 || t.strides[i] != 0,
+                  "%s: dimension %d has stride 0, wants elements of its own", name, i);
 }
 
 void require_device(const hexad_tensor& t, const char* name, const hexad_tensor& like) {

@@ -57,13 +57,30 @@ T* data(const hexad_tensor& t) {
   return reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset);
 }
 
-// Each names the argument, what it got and what it wants.
+// The most elements that a tensor may have, counting a dimension of 0 as 1: products of any of its
+// sizes, and sums of a few such products, fit int64.
+constexpr int64_t kMostElements = int64_t(1) << 60;
+
+// Each names the argument, what it got and what it wants. A door calls require_tensor or
+// require_rank on a tensor before any other of these.
+void require_tensor(const hexad_tensor* t, const char* name, int least_rank = 0);
 void require_rank(const hexad_tensor* t, const char* name, int rank);
+DType require_float(const hexad_tensor& t, const char* name);  // float32 or bfloat16: which
 void require_dtype(const hexad_tensor& t, const char* name, DType want);
-void require_size(const hexad_tensor& t, const char* name, int dim, int64_t want);
-void require_rows(const hexad_tensor& t, const char* name);  // last dimension has stride 1
-void require_packed(const hexad_tensor& t, const char* name, int from);  // dimensions >= from
 void require_device(const hexad_tensor& t, const char* name, const hexad_tensor& like);
+void require_size(const hexad_tensor& t, const char* name, int dim, int64_t want);
+void require_shape(const hexad_tensor& t, const char* name, const hexad_tensor& like);
+void require_rows(const hexad_tensor& t, const char* name);  // last dimension has stride 1
+bool is_contiguous(const hexad_tensor& t);
+void require_packed(const hexad_tensor& t, const char* name, int from);  // dimensions >= from
+inline void require_contiguous(const hexad_tensor& t, const char* name) {
+  require_packed(t, name, 0);
+}
+// An output: no two elements of a dimension share their memory.
+void require_distinct(const hexad_tensor& t, const char* name);
 bool on_cuda(const hexad_tensor& t);
+inline void require_cpu(const hexad_tensor& t, const char* op) {  // ops without a CUDA kernel
+  if (on_cuda(t)) fail(HEXAD_UNSUPPORTED, "%s has no CUDA kernel", op);
+}
 
 }  // namespace hexad

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import hexad_kernels
-from hexad_kernels import coupling, native
+from hexad_kernels import coupling, linear, maskedconv, native, sample
 
 LIBRARY = Path(hexad_kernels.__file__).parent / "lib" / "libhexad.so"
 
@@ -52,6 +53,63 @@ print(len(os.listdir('/proc/self/task')) - before)
 """
     assert int(python(code).stdout) == 1
     assert int(python(code.replace("set_num_threads(2)", "set_num_threads(1)")).stdout) == 0
+
+
+def test_a_new_thread_starts_with_torchs_count():
+    """OpenMP's own default for a new thread is every core; torch sets its count there at first use, and so do we."""
+    code = """
+import torch, hexad_kernels, threading, os
+torch.set_num_threads(1)
+x = torch.randn(64, 1024, 64); h = torch.randn(64, 512, 64)
+def call():
+    before = len(os.listdir('/proc/self/task'))
+    hexad_kernels.coupling(x, h, h)
+    print(len(os.listdir('/proc/self/task')) - before)
+thread = threading.Thread(target=call); thread.start(); thread.join()
+"""
+    assert python(code, OMP_NUM_THREADS="2").stdout.split() == ["0"]
+
+
+def test_several_threads_at_once_with_counts_that_change():
+    """Each Python thread has regions of its own, whatever its count, and always the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(4, 6, 9, 9, generator=generator), torch.randn(40, 6, 3, 3, generator=generator)
+    rows, square = torch.randn(300, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    logits, seeds = torch.randn(6, 5000, generator=generator), torch.arange(6)
+
+    def results():
+        return maskedconv(x, weight), linear(rows, square), sample(logits, seeds, top_p=0.9)
+
+    want, before = results(), torch.get_num_threads()
+
+    def work(turn):
+        for i in range(12):
+            torch.set_num_threads(1 + (turn + i) % 3)
+            for got, expected in zip(results(), want):
+                assert torch.equal(got, expected)
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_forked_child_still_computes():
+    """The runtime's threads do not survive a fork: torch's own regions hang there, ours run on the one that does."""
+    code = """
+import torch, hexad_kernels, os
+torch.set_num_threads(2)
+x = torch.zeros(64, 1024, 64); h = torch.zeros(64, 512, 64)
+hexad_kernels.coupling(x, h, h)
+child = os.fork()
+if child == 0:
+    hexad_kernels.coupling(x, h, h)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "7"
 
 
 def test_exports_the_c_abi_and_nothing_else():

@@ -17,7 +17,7 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 4);
     require_rank(lengths, "lengths", 1);
     const DType dtype = require_floats(tensors, names, 4);
-    if (on_cuda(*k)) fail(HEXAD_UNSUPPORTED, "append_kv has no CUDA kernel");
+    require_cpu(*k, "append_kv");
     for (int i = 0; i < 3; ++i) {
       require_size(*v, "v", i, k->shape[i]);
       require_size(*v_cache, "v_cache", i, k_cache->shape[i]);
@@ -25,6 +25,8 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
     require_size(*k_cache, "k_cache", 1, k->shape[1]);
     require_size(*k_cache, "k_cache", 3, k->shape[3]);
     require_size(*v_cache, "v_cache", 3, v->shape[3]);
+    require_distinct(*k_cache, "k_cache");
+    require_distinct(*v_cache, "v_cache");
     const int64_t batch = k->shape[0], rows = k->shape[2];
     HEXAD_REQUIRE(!cos == !sin, "%s: missing, cos and sin come together", cos ? "sin" : "cos");
     require_places(*k_cache, *lengths, block_table, batch, 0, rows);

@@ -29,6 +29,9 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
     require_size(*out, "out", 3, v->shape[3]);
     require_heads(q->shape[1], k->shape[1], q->shape[3], v->shape[3]);
     HEXAD_REQUIRE(causal >= 0 && causal <= 2, "causal: is %d, wants 0, 1 or 2", causal);
+    require_distinct(*out, "out");
+    require_distinct(*lse, "lse");
+    left = reach(left), right = reach(right);
     AttentionArgs args{};
     args.q = data<void>(*q), args.k = data<void>(*k), args.v = data<void>(*v);
     args.out = data<void>(*out), args.lse = data<float>(*lse);

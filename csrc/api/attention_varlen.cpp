@@ -32,7 +32,7 @@ extern "C" hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexa
     const char* names[] = {"q", "k", "v", "out"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 3);
     const DType dtype = require_floats(tensors, names, 4);
-    if (on_cuda(*q)) fail(HEXAD_UNSUPPORTED, "attention_varlen has no CUDA kernel");
+    require_cpu(*q, "attention_varlen");
     require_rank(lse, "lse", 2);
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);
@@ -54,6 +54,9 @@ extern "C" hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexa
     require_size(*cu_k, "cu_seqlens_k", 0, cu_q->shape[0]);
     require_starts(*cu_q, "cu_seqlens_q", q->shape[0]);
     require_starts(*cu_k, "cu_seqlens_k", k->shape[0]);
+    require_distinct(*out, "out");
+    require_distinct(*lse, "lse");
+    left = reach(left), right = reach(right);
     AttentionVarlenArgs args{};
     args.q = data<void>(*q), args.k = data<void>(*k), args.v = data<void>(*v);
     args.out = data<void>(*out), args.lse = data<float>(*lse);

@@ -12,12 +12,10 @@ extern "C" hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor
                                        int32_t flip, int32_t scale_map, float clamp,
                                        hexad_stream stream) {
   return guarded([&] {
-    HEXAD_REQUIRE(x && x->ndim >= 2, "x: wants (batch, channels, ...)");
+    require_tensor(x, "x", 2);
     HEXAD_REQUIRE(split == 0 || split == 1, "split: is %d, wants 0 or 1", split);
     HEXAD_REQUIRE(scale_map >= 0 && scale_map <= 2, "scale_map: is %d, wants 0, 1 or 2", scale_map);
-    const DType dtype = dtype_of(*x);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
+    const DType dtype = require_float(*x, "x");
     const int64_t batch = x->shape[0], channels = x->shape[1];
     const int64_t active = split ? channels : flip ? channels - channels / 2 : channels / 2;
     int64_t spatial = 1;
@@ -41,7 +39,8 @@ extern "C" hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor
     require_size(*log_det, "log_det", 0, batch);
     require_dtype(*log_det, "log_det", DType::f32);
     require_device(*log_det, "log_det", *x);
-    require_packed(*log_det, "log_det", 0);
+    require_contiguous(*log_det, "log_det");
+    require_distinct(*y, "y");
 
     args.x = data<void>(*x);
     args.shift = data<void>(*shift);
@@ -56,13 +55,13 @@ extern "C" hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor
     args.checkerboard = split == 1;
     args.height = x->ndim == 4 ? x->shape[2] : 1;
     args.width = x->ndim == 4 ? x->shape[3] : args.row;
+    if (args.row == 0) args.height = args.width = 1;  // they divide
     args.flip = flip != 0;
     args.inverse = inverse != 0;
     args.scale_map = scale_map;
     args.clamp = clamp;
     HEXAD_REQUIRE(!args.checkerboard || x->ndim == 2 || x->ndim == 4,
                   "x: has %d dimensions, wants 2 or 4 for a checkerboard split", x->ndim);
-    if (args.batch == 0 || args.row == 0) return;
     if (on_cuda(*x)) return cuda::coupling(args, stream);
     cpu().coupling(args);
   });

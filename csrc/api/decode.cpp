@@ -31,6 +31,9 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     require_size(*k_cache, "k_cache", 3, q->shape[2]);
     require_size(*out, "out", 2, v_cache->shape[3]);
     require_heads(q->shape[1], k_cache->shape[1], q->shape[2], v_cache->shape[3]);
+    require_distinct(*out, "out");
+    require_distinct(*lse, "lse");
+    left = reach(left);
     require_places(*k_cache, *lengths, block_table, q->shape[0], left < 0 ? -1 : left + 1, 0);
     DecodeArgs args{};
     args.q = data<void>(*q), args.k = data<void>(*k_cache), args.v = data<void>(*v_cache);

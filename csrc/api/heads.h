@@ -9,9 +9,7 @@ constexpr int64_t kMaxHeadDim = 3840;  // what a block of scratch holds (cpu/att
 
 // float32 or bfloat16, one device, unit stride in the last dimension.
 inline DType require_floats(const hexad_tensor* const* tensors, const char* const* names, int n) {
-  const DType dtype = dtype_of(*tensors[0]);
-  HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16, "%s: is %s, wants float32 or bfloat16",
-                names[0], name_of(dtype));
+  const DType dtype = require_float(*tensors[0], names[0]);
   for (int i = 0; i < n; ++i) {
     require_dtype(*tensors[i], names[i], dtype);
     require_rows(*tensors[i], names[i]);
@@ -27,6 +25,12 @@ inline void require_heads(int64_t heads, int64_t kv_heads, int64_t head_dim, int
   HEXAD_REQUIRE(head_dim > 0, "q: has head dimension 0, wants at least 1");
   if (head_dim > kMaxHeadDim || value_dim > kMaxHeadDim)
     fail(HEXAD_UNSUPPORTED, "q: head dimension over %lld", (long long)kMaxHeadDim);
+}
+
+// One side of a window, as kernels add it to a position: -1 is no limit, nor is what lies beyond
+// any sequence.
+inline int64_t reach(int64_t keys) {
+  return keys < 0 || keys > 2 * kMostElements ? -1 : keys;
 }
 
 // The first n strides.
@@ -53,6 +57,9 @@ inline void require_places(const hexad_tensor& cache, const hexad_tensor& length
   if (table) {
     require_index(table, "block_table", 2, cache);
     require_size(*table, "block_table", 0, batch);
+    HEXAD_REQUIRE(table->shape[1] <= kMostElements / (page ? page : 1),
+                  "block_table: has %lld pages a row, more than 2^60 keys",
+                  (long long)table->shape[1]);
     room = page * table->shape[1];
   } else {
     HEXAD_REQUIRE(pages == batch,
@@ -94,10 +101,10 @@ inline void require_rotation(const hexad_tensor* cos, const hexad_tensor* sin, i
 
 inline void require_positions(const hexad_tensor* starts, const char* name, int64_t batch,
                               int64_t rows, int64_t room) {
-  if (starts && starts->device_type != HEXAD_CPU) return;
+  if (rows == 0 || (starts && starts->device_type != HEXAD_CPU)) return;
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t start = starts ? data<int32_t>(*starts)[b * stride(*starts, 0)] : 0;
-    HEXAD_REQUIRE(rows == 0 || (start >= 0 && start + rows <= room),
+    HEXAD_REQUIRE(start >= 0 && start + rows <= room,
                   "%s: row %lld starts at %lld, wants 0 to %lld (cos has %lld positions)", name,
                   (long long)b, (long long)start, (long long)(room - rows), (long long)room);
   }

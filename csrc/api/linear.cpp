@@ -1,7 +1,7 @@
 #include "op/linear.h"
 
+#include "api/rows.h"
 #include "cpu/table.h"
-#include "rows.h"
 
 using namespace hexad;
 
@@ -10,19 +10,19 @@ extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* 
                                      hexad_tensor* y, int32_t activation, hexad_stream) {
   return guarded([&] {
     const Rows in = rows_of(x, "x"), w = rows_of(weight, "weight"), out = rows_of(y, "y");
-    const DType dtype = dtype_of(*x);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
+    const DType dtype = require_float(*x, "x");
     const hexad_tensor* tensors[] = {weight, bias, residual, y};
     const char* names[] = {"weight", "bias", "residual", "y"};
     for (int i = 0; i < 4; ++i) {
       if (!tensors[i]) continue;
+      require_tensor(tensors[i], names[i]);
       require_dtype(*tensors[i], names[i], dtype);
       require_device(*tensors[i], names[i], *x);
     }
     require_rank(weight, "weight", 2);
     require_size(*weight, "weight", 1, in.size);
     require_size(*y, "y", y->ndim - 1, w.count);
+    require_distinct(*y, "y");
     HEXAD_REQUIRE(out.count == in.count, "y: has %lld rows, wants x's %lld", (long long)out.count,
                   (long long)in.count);
     if (bias) {
@@ -39,7 +39,7 @@ extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* 
     }
     HEXAD_REQUIRE(activation >= 0 && activation <= 6, "activation: is %d, wants 0 to 6",
                   activation);
-    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "linear: there is no CUDA kernel");
+    require_cpu(*x, "linear");
     cpu().linear({data<void>(*x), data<void>(*weight), bias ? data<void>(*bias) : nullptr,
                   residual ? data<void>(*residual) : nullptr, data<void>(*y), dtype == DType::bf16,
                   in.count, in.size, w.count, in.stride, w.stride, rest.stride, out.stride,

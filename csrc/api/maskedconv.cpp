@@ -1,8 +1,8 @@
 #include "op/maskedconv.h"
 
+#include "api/rows.h"
 #include "cpu/parallel.h"
 #include "cpu/table.h"
-#include "rows.h"
 
 using namespace hexad;
 
@@ -15,13 +15,12 @@ extern "C" hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tens
     require_rank(weight, "weight", 4);
     require_rank(y, "y", row < 0 ? 4 : col < 0 ? 3 : 2);
     require_rank(workspace, "workspace", 2);
-    const DType dtype = dtype_of(*x);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
+    const DType dtype = require_float(*x, "x");
     const hexad_tensor* tensors[] = {weight, bias, y};
     const char* names[] = {"weight", "bias", "y"};
     for (int i = 0; i < 3; ++i) {
       if (!tensors[i]) continue;
+      require_tensor(tensors[i], names[i]);
       require_dtype(*tensors[i], names[i], dtype);
       require_device(*tensors[i], names[i], *x);
       require_contiguous(*tensors[i], names[i]);
@@ -52,12 +51,13 @@ extern "C" hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tens
     require_dtype(*workspace, "workspace", DType::f32);
     require_device(*workspace, "workspace", *x);
     require_contiguous(*workspace, "workspace");
-    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "maskedconv: there is no CUDA kernel");
+    require_cpu(*x, "maskedconv");
     const int64_t need = kMaskedConvPixels * inputs * kh * kw;
     HEXAD_REQUIRE(workspace->shape[0] >= parallel_threads() && workspace->shape[1] >= need,
                   "workspace: is %lld x %lld, wants at least %d x %lld",
                   (long long)workspace->shape[0], (long long)workspace->shape[1],
                   parallel_threads(), (long long)need);
+    if (numel(*y) == 0) return;
     cpu().maskedconv({data<void>(*x),
                       data<void>(*weight),
                       bias ? data<void>(*bias) : nullptr,

@@ -13,7 +13,7 @@ extern "C" hexad_status hexad_merge_attention(const hexad_tensor* out_a, const h
     const char* names[] = {"out_a", "out_b", "out"};
     for (int i = 0; i < 3; ++i) require_rank(tensors[i], names[i], 2);
     const DType dtype = require_floats(tensors, names, 3);
-    if (on_cuda(*out_a)) fail(HEXAD_UNSUPPORTED, "merge_attention has no CUDA kernel");
+    require_cpu(*out_a, "merge_attention");
     const hexad_tensor* statistics[] = {lse_a, lse_b, lse};
     const char* statistic_names[] = {"lse_a", "lse_b", "lse"};
     for (int i = 0; i < 3; ++i) {
@@ -25,6 +25,7 @@ extern "C" hexad_status hexad_merge_attention(const hexad_tensor* out_a, const h
       require_size(*tensors[i], names[i], 0, out_a->shape[0]);
       require_size(*tensors[i], names[i], 1, out_a->shape[1]);
     }
+    require_distinct(*out, "out");
     const MergeAttentionArgs args{data<void>(*out_a),   data<void>(*out_b), data<float>(*lse_a),
                                   data<float>(*lse_b),  data<void>(*out),   data<float>(*lse),
                                   dtype == DType::bf16, out_a->shape[0],    out_a->shape[1],

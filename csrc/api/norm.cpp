@@ -1,7 +1,7 @@
 #include "op/norm.h"
 
+#include "api/rows.h"
 #include "cpu/table.h"
-#include "rows.h"
 
 using namespace hexad;
 
@@ -16,11 +16,9 @@ extern "C" hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* we
                   activation);
     HEXAD_REQUIRE(eps >= 0, "eps: is %g, wants a number >= 0", eps);
     Rows in = rows_of(x, "x"), out = rows_of(y, "y");
-    const DType dtype = dtype_of(*x);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
-    HEXAD_REQUIRE(y->ndim == x->ndim, "y: has %d dimensions, wants x's %d", y->ndim, x->ndim);
-    for (int i = 0; i < x->ndim; ++i) require_size(*y, "y", i, x->shape[i]);
+    const DType dtype = require_float(*x, "x");
+    require_shape(*y, "y", *x);
+    require_distinct(*y, "y");
     require_dtype(*y, "y", dtype);
     require_device(*y, "y", *x);
 
@@ -52,7 +50,7 @@ extern "C" hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* we
       require_size(*t, names[i], matrix ? 1 : 0, features);
       if (matrix) require_size(*t, names[i], 0, batch);
     }
-    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "norm: there is no CUDA kernel");
+    require_cpu(*x, "norm");
     if (numel(*x) == 0) return;
     const auto start = [](const hexad_tensor* t) { return t ? data<void>(*t) : nullptr; };
     cpu().norm({data<void>(*x), start(weight), start(bias), start(scale), start(shift),

@@ -1,5 +1,7 @@
 #include "op/roofline.h"
 
+#include <cstring>
+
 #include "check.h"
 #include "cpu/parallel.h"
 #include "cpu/table.h"
@@ -14,14 +16,17 @@ extern "C" hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_
     HEXAD_REQUIRE(count > 0, "count: is %lld, wants a positive number", (long long)count);
     require_rank(sink, "sink", 1);
     require_dtype(*sink, "sink", DType::f32);
+    require_contiguous(*sink, "sink");
+    require_cpu(*sink, "roofline");
     require_rank(flops, "flops", 1);
     require_dtype(*flops, "flops", DType::f64);
+    require_device(*flops, "flops", *sink);
     const int threads = parallel_threads();
     HEXAD_REQUIRE(sink->shape[0] >= threads && flops->shape[0] >= 1,
                   "sink: has %lld elements, wants one per thread (%d)", (long long)sink->shape[0],
                   threads);
 #if defined(__x86_64__)
-    if (kind == 1 && !(__builtin_cpu_supports("avx512bf16") && hexad_isa()[3] == '5'))
+    if (kind == 1 && !(__builtin_cpu_supports("avx512bf16") && !strcmp(hexad_isa(), "avx512")))
       fail(HEXAD_UNSUPPORTED, "kind: this machine or level has no bfloat16 dot product");
 #else
     if (kind == 1) fail(HEXAD_UNSUPPORTED, "kind: no bfloat16 dot product in this build");
@@ -29,13 +34,15 @@ extern "C" hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_
     if (kind >= 2) {
       require_rank(source, "source", 1);
       require_dtype(*source, "source", DType::f32);
-      require_packed(*source, "source", 0);
+      require_contiguous(*source, "source");
+      require_device(*source, "source", *sink);
       HEXAD_REQUIRE(count <= source->shape[0], "count: exceeds source");
     }
     if (kind == 3) {
       require_rank(target, "target", 1);
       require_dtype(*target, "target", DType::f32);
-      require_packed(*target, "target", 0);
+      require_contiguous(*target, "target");
+      require_device(*target, "target", *sink);
       HEXAD_REQUIRE(count <= target->shape[0], "count: exceeds target");
     }
     const RooflineArgs args{kind,

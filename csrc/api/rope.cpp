@@ -14,8 +14,9 @@ extern "C" hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* co
     const hexad_tensor* tensors[] = {x, y};
     const char* names[] = {"x", "y"};
     const DType dtype = require_floats(tensors, names, 2);
-    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "rope has no CUDA kernel");
-    for (int i = 0; i < 4; ++i) require_size(*y, "y", i, x->shape[i]);
+    require_cpu(*x, "rope");
+    require_shape(*y, "y", *x);
+    require_distinct(*y, "y");
     HEXAD_REQUIRE(x->shape[3] > 0, "x: has head dimension 0, wants at least 2");
     require_rotation(cos, sin, x->shape[3], *x);
     if (positions) {

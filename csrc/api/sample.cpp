@@ -1,6 +1,6 @@
 #include "op/sample.h"
 
-#include "api/contiguous.h"
+#include "check.h"
 #include "cpu/table.h"
 
 using namespace hexad;
@@ -33,14 +33,11 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
                                      const hexad_tensor* temperatures, const hexad_tensor* top_ps,
                                      const hexad_tensor* min_ps, hexad_tensor* out,
                                      hexad_tensor* workspace, int64_t position, float temperature,
-                                     int64_t top_k, float top_p, float min_p, hexad_stream stream) {
-  (void)stream;
+                                     int64_t top_k, float top_p, float min_p, hexad_stream) {
   return guarded([&] {
     require_rank(logits, "logits", 2);
     require_rank(out, "out", 1);
-    const DType dtype = dtype_of(*logits);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "logits: is %s, wants float32 or bfloat16", name_of(dtype));
+    const DType dtype = require_float(*logits, "logits");
     require_rows(*logits, "logits");
     const int64_t batch = logits->shape[0], vocabulary = logits->shape[1];
     HEXAD_REQUIRE(vocabulary >= 1 && vocabulary < INT32_MAX,
@@ -68,7 +65,7 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
       args.workspace = data<int32_t>(*workspace);
       args.slots = workspace->shape[0];
     }
-    if (on_cuda(*logits)) fail(HEXAD_UNSUPPORTED, "sample has no CUDA kernel");
+    require_cpu(*logits, "sample");
     for (int64_t b = 0; b < batch; ++b) {
       require_range(args.temperature[b], "temperature", b, false);
       require_range(args.top_p[b], "top_p", b, true);

@@ -1,6 +1,6 @@
 #include "op/step.h"
 
-#include "api/contiguous.h"
+#include "check.h"
 #include "cpu/table.h"
 #include "cuda/launch.h"
 
@@ -21,13 +21,11 @@ extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor
     require_contiguous(*table, "table");
     HEXAD_REQUIRE(index >= 0 && index < table->shape[0], "index: is %lld, wants 0 to %lld",
                   (long long)index, (long long)table->shape[0] - 1);
-    HEXAD_REQUIRE(x, "x: missing");
-    HEXAD_REQUIRE(model_output, "model_output: missing");
-    HEXAD_REQUIRE(out0, "out0: missing");
+    require_tensor(x, "x");
+    require_tensor(model_output, "model_output");
+    require_tensor(out0, "out0");
     HEXAD_REQUIRE(out1 || !out2, "out1: missing, but out2 is there");
-    const DType dtype = dtype_of(*model_output);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "model_output: is %s, wants float32 or bfloat16", name_of(dtype));
+    const DType dtype = require_float(*model_output, "model_output");
     const hexad_tensor* tensors[] = {x,    model_output, uncond, h1,   h2,  h3,
                                      last, noise,        out0,   out1, out2};
     const char* names[] = {"x",          "model_output", "uncond", "history[0]",
@@ -35,8 +33,8 @@ extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor
                            "out0",       "out1",         "out2"};
     for (int i = 0; i < 11; ++i) {
       if (!tensors[i]) continue;
-      require_rank(tensors[i], names[i], x->ndim);
-      for (int d = 0; d < x->ndim; ++d) require_size(*tensors[i], names[i], d, x->shape[d]);
+      require_tensor(tensors[i], names[i]);
+      require_shape(*tensors[i], names[i], *x);
       require_dtype(*tensors[i], names[i], i == 1 || i == 2 ? dtype : DType::f32);
       require_contiguous(*tensors[i], names[i]);
       require_device(*tensors[i], names[i], *table);

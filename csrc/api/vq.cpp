@@ -1,7 +1,7 @@
 #include "op/vq.h"
 
+#include "api/rows.h"
 #include "cpu/table.h"
-#include "rows.h"
 
 using namespace hexad;
 
@@ -10,12 +10,10 @@ extern "C" hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* code
   return guarded([&] {
     const Rows in = rows_of(x, "x"), entries = rows_of(codebook, "codebook");
     const Rows out = rows_of(quantized, "quantized");
-    const DType dtype = dtype_of(*x);
-    HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16,
-                  "x: is %s, wants float32 or bfloat16", name_of(dtype));
+    const DType dtype = require_float(*x, "x");
     require_dtype(*codebook, "codebook", dtype);
     require_dtype(*quantized, "quantized", dtype);
-    HEXAD_REQUIRE(index, "index: missing");
+    require_tensor(index, "index");
     require_dtype(*index, "index", DType::i64);
     require_device(*codebook, "codebook", *x);
     require_device(*quantized, "quantized", *x);
@@ -27,12 +25,15 @@ extern "C" hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* code
                   "quantized: is %lld x %lld, wants x's %lld x %lld", (long long)out.count,
                   (long long)out.size, (long long)in.count, (long long)in.size);
     require_contiguous(*index, "index");
+    require_distinct(*quantized, "quantized");
     HEXAD_REQUIRE(numel(*index) == in.count, "index: has %lld elements, wants x's %lld rows",
                   (long long)numel(*index), (long long)in.count);
-    if (on_cuda(*x)) fail(HEXAD_UNSUPPORTED, "vq: there is no CUDA kernel");
+    require_cpu(*x, "vq");
+    // Without features every distance is 0: the first entry is as good as all.
+    const int64_t count = in.size ? entries.count : 1;
     int64_t* found = data<int64_t>(*index);
     cpu().vq({data<void>(*x), data<void>(*codebook), data<void>(*quantized), found,
-              dtype == DType::bf16, in.count, in.size, entries.count, in.stride, entries.stride,
+              dtype == DType::bf16, in.count, in.size, count, in.stride, entries.stride,
               out.stride});
     for (int64_t i = 0; i < in.count; ++i)
       HEXAD_REQUIRE(found[i] >= 0,

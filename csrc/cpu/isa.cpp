@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "check.h"
 #include "cpu/table.h"
@@ -86,15 +87,13 @@ extern "C" const char* hexad_isa(void) {
 }
 
 extern "C" const char* hexad_isa_available(void) {
-  static char text[64];
-  char joined[64] = "";
-  for (const hexad::CpuTable* t : hexad::levels)
-    if (hexad::machine_has(t->name)) {
-      if (*joined) strcat(joined, ",");
-      strcat(joined, t->name);
-    }
-  memcpy(text, joined, sizeof text);
-  return text;
+  static const std::string text = [] {
+    std::string joined;
+    for (const hexad::CpuTable* t : hexad::levels)
+      if (hexad::machine_has(t->name)) joined += (joined.empty() ? "" : ",") + std::string(t->name);
+    return joined;
+  }();
+  return text.c_str();
 }
 
 extern "C" hexad_status hexad_set_isa(const char* name) {

@@ -1,6 +1,7 @@
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,8 +28,8 @@ OpenMP runtime;
 std::once_flag bound_once;
 std::atomic<bool> bound{false};
 
-bool bind(const char* path, int flags) {
-  void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | flags);
+bool bind(const char* path) {
+  void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!handle) return false;
   OpenMP omp;
   omp.parallel = reinterpret_cast<decltype(omp.parallel)>(dlsym(handle, "GOMP_parallel"));
@@ -44,12 +45,21 @@ bool bind(const char* path, int flags) {
 }
 
 const OpenMP& openmp() {
-  if (!bound) std::call_once(bound_once, [] { bind("libgomp.so.1", 0); });
+  if (!bound) std::call_once(bound_once, [] { bind("libgomp.so.1"); });
   return runtime;
 }
 
+// The child of a fork has the runtime's memory but none of its threads, and a region would wait for
+// them for ever. Once a region has run here, a child is serial.
+std::atomic<bool> started{false}, orphan{false};
+
+void start() {
+  if (!started.load(std::memory_order_relaxed) && !started.exchange(true))
+    pthread_atfork(nullptr, nullptr, [] { orphan = true; });
+}
+
 struct Region {
-  int64_t n, grain;
+  int64_t n, grain, chunks;
   void (*body)(void*, int64_t, int64_t);
   void* ctx;
   std::atomic<int64_t> next{0};
@@ -57,18 +67,15 @@ struct Region {
 
 void work(void* p) {
   Region& r = *static_cast<Region*>(p);
-  for (;;) {
-    const int64_t begin = r.next.fetch_add(r.grain);
-    if (begin >= r.n) return;
-    r.body(r.ctx, begin, std::min(begin + r.grain, r.n));
-  }
+  for (int64_t i; (i = r.next.fetch_add(1)) < r.chunks;)
+    r.body(r.ctx, i * r.grain, std::min((i + 1) * r.grain, r.n));
 }
 
 }  // namespace
 
 int parallel_threads() {
   const OpenMP& omp = openmp();
-  return omp.parallel && !omp.in_parallel() ? omp.max_threads() : 1;
+  return omp.parallel && !orphan && !omp.in_parallel() ? omp.max_threads() : 1;
 }
 
 int parallel_thread() {
@@ -82,7 +89,8 @@ void parallel_run(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t
   const int64_t chunks = (n + grain - 1) / grain;
   const int64_t threads = chunks > 1 ? std::min<int64_t>(chunks, parallel_threads()) : 1;
   if (threads <= 1) return body(ctx, 0, n);
-  Region region{n, grain, body, ctx};
+  start();
+  Region region{n, grain, chunks, body, ctx};
   openmp().parallel(work, &region, unsigned(threads), 0);
 }
 
@@ -90,8 +98,8 @@ void parallel_run(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t
 
 extern "C" hexad_status hexad_bind_openmp(const char* path) {
   return hexad::guarded([&] {
-    HEXAD_REQUIRE(hexad::bind(path ? path : "libgomp.so.1", 0),
-                  "path: no OpenMP runtime (libgomp) at '%s'", path ? path : "libgomp.so.1");
+    const char* file = path ? path : "libgomp.so.1";
+    HEXAD_REQUIRE(hexad::bind(file), "path: no OpenMP runtime (libgomp) at '%s'", file);
   });
 }
 

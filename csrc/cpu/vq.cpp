@@ -51,7 +51,7 @@ void nearest(const VqArgs& a, int64_t row, int64_t end) {
 namespace HEXAD_ISA {
 
 void vq(const VqArgs& a) {
-  const int64_t cost = a.entries * std::max<int64_t>(a.features, 16);
+  const int64_t cost = std::min<int64_t>(a.entries, 4096) * std::max<int64_t>(a.features, 16);
   const int64_t blocks = std::max<int64_t>(1, 65536 / std::max<int64_t>(cost * kRows, 1));
   parallel_for(a.rows, blocks * kRows, [&](int64_t begin, int64_t end) {
     a.bf16 ? nearest<bf16>(a, begin, end) : nearest<float>(a, begin, end);

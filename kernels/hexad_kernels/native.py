@@ -59,6 +59,9 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 C, missing = _load()
+if C is not None:
+    # Torch hands its thread count to OpenMP thread by thread, and this call makes it do so.
+    C.on_thread_start(torch.get_num_threads)
 
 
 def machine() -> dict[str, Any]:
