@@ -48,7 +48,7 @@ def contract(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inte
         check.shape(positions, "positions", (x.shape[0],), "(B,)")
     elif x.shape[2] > cos.shape[0]:
         raise ValueError(f"cos: has {cos.shape[0]} positions, wants at least x's {x.shape[2]} rows")
-    return (torch.empty_like(x, memory_format=torch.contiguous_format),)
+    return (check.empty_like(x),)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, starts: list[int], interleaved: bool) -> Tensor:
