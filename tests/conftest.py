@@ -7,7 +7,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--backend",
         default="cpu",
-        help="the backend that the op tests run: cpu, cuda, triton-interpreted, cuda-emulated",
+        help="the backend that the op tests run: cpu, cuda, triton, triton-interpreted, cuda-emulated",
     )
 
 
@@ -16,6 +16,8 @@ def pytest_configure(config):
     backend = config.getoption("--backend")
     if backend == "triton-interpreted":
         os.environ["TRITON_INTERPRET"] = "1"
+    if backend in ("cuda", "triton"):
+        os.environ["HEXAD_TEST_DEVICE"] = "cuda"
     if backend == "cuda-emulated":
         from tests.cuda_emulator import build
 

@@ -108,7 +108,7 @@ def poisoned_outputs(name: str) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
     def place(out: Tensor) -> Tensor:
         size = out.element_size()
-        buffer = torch.full(((out.numel() + 2 * GUARD) * size,), 0xFB, dtype=torch.uint8)
+        buffer = torch.full(((out.numel() + 2 * GUARD) * size,), 0xFB, dtype=torch.uint8, device=out.device)
         inner = buffer[GUARD * size : buffer.numel() - GUARD * size].view(out.dtype).view(out.shape)
         made.append((buffer, inner))
         return inner
@@ -138,7 +138,7 @@ def spread(t: Tensor) -> Tensor:
     """The same values with gaps between them: no dimension is contiguous."""
     if t.ndim == 0:
         return t
-    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), 7, dtype=t.dtype)
+    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), 7, dtype=t.dtype, device=t.device)
     view = wide[..., 1::2]
     return view.copy_(t)
 

@@ -160,3 +160,13 @@ def test_the_door_guards_memory():
                 (x, w, b, y[:, :, 0].contiguous(), space, 5, 5, -1), (x, w, b, y, space, 5, -1, 2)):  # fmt: skip
         with pytest.raises(ValueError):
             native.C.maskedconv(*bad)
+
+
+def test_the_default_dtype_does_not_reach_the_workspace():
+    x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
+    want = maskedconv(x, weight)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(maskedconv(x, weight), want)
+    finally:
+        torch.set_default_dtype(torch.float32)

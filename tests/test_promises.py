@@ -20,7 +20,7 @@ def label(value):
 
 def slow(backend_name, case, test):
     """Interpreted kernels take seconds: the shapes that are not small go through one test only."""
-    if case.small or backend_name == "cuda":
+    if case.small or backend_name in ("cuda", "triton"):
         return False
     return case.bench or (backend_name == "triton-interpreted" and test != "test_accuracy")
 

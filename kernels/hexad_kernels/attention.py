@@ -74,18 +74,16 @@ def contract(
     check.tensor(v, "v", rank=4)
     batch, heads, rows, dim = q.shape
     _, kv_heads, keys, value_dim = v.shape
-    if k.shape[0] != batch or k.shape[1] != kv_heads or k.shape[2] != keys or k.shape[3] != dim:
+    if k.shape != (batch, kv_heads, keys, dim) or v.shape[0] != batch:
         check.shape(k, "k", (batch, None, None, dim), "(B, Hkv, Skv, D)")
-    if v.shape[:3] != k.shape[:3]:
         check.shape(v, "v", (*k.shape[:3], None), "(B, Hkv, Skv, Dv)")
     check_heads(q, heads, kv_heads, "k")
-    for value, name in ((k, "k"), (v, "v")):
-        check.like(value, name, q, "q")
+    check.like(k, "k", q, "q")
+    check.like(v, "v", q, "q")
     if mask is not None:
         _check_mask(mask, q, (batch, heads, rows, keys))
     check_numbers(softcap, scale)
-    lse = torch.empty((batch, heads, rows), dtype=check.statistics_dtype(q.dtype), device=q.device)
-    return q.new_empty((batch, heads, rows, value_dim)), lse
+    return q.new_empty(batch, heads, rows, value_dim), check.empty_statistics(q, batch, heads, rows)
 
 
 def visible_keys(rows: int, keys: int, causal: int, left: int, right: int, device: torch.device) -> Tensor:

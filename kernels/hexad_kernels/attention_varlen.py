@@ -33,8 +33,8 @@ def contract(
     if v.shape[:2] != k.shape[:2]:
         check.shape(v, "v", (*k.shape[:2], None), "(Tk, Hkv, Dv)")
     check_heads(q, heads, k.shape[1], "k")
-    for value, name in ((k, "k"), (v, "v")):
-        check.like(value, name, q, "q")
+    check.like(k, "k", q, "q")
+    check.like(v, "v", q, "q")
     for value, name in ((cu_seqlens_q, "cu_seqlens_q"), (cu_seqlens_k, "cu_seqlens_k")):
         check.tensor(value, name, rank=1, dtypes=(torch.int32,))
         check.like(value, name, q, "q", dtype=False)
@@ -42,8 +42,7 @@ def contract(
         raise ValueError("cu_seqlens_q: is empty, wants at least one entry")
     check.shape(cu_seqlens_k, "cu_seqlens_k", (cu_seqlens_q.shape[0],), "cu_seqlens_q's shape")
     check_numbers(softcap, scale)
-    lse = torch.empty((heads, tokens), dtype=check.statistics_dtype(q.dtype), device=q.device)
-    return q.new_empty((tokens, heads, v.shape[2])), lse
+    return q.new_empty(tokens, heads, v.shape[2]), check.empty_statistics(q, heads, tokens)
 
 
 def _starts(cu_seqlens: Tensor, name: str, tokens: int) -> list[int]:

@@ -35,7 +35,7 @@ def shape(value: Tensor, name: str, want: tuple[int | None, ...], meaning: str =
 
 def like(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: bool = True) -> None:
     """`value` lives where `other` does, in the same dtype."""
-    if value.device != other.device:
+    if not (value.is_cpu and other.is_cpu) and value.device != other.device:
         raise ValueError(f"{name}: is on {value.device}, wants {other_name}'s device {other.device}")
     if dtype and value.dtype != other.dtype:
         raise TypeError(f"{name}: got {names([value.dtype])}, wants {other_name}'s {names([other.dtype])}")
@@ -46,8 +46,8 @@ def operand(value: object, name: str, want: tuple[int, ...], other: Tensor, othe
     if (
         isinstance(value, Tensor)
         and value.shape == want
-        and value.dtype == other.dtype
-        and value.device == other.device
+        and value.dtype is other.dtype
+        and ((value.is_cpu and other.is_cpu) or value.device == other.device)
     ):
         return
     given = tensor(value, name)
@@ -80,7 +80,24 @@ def matrix(value: Tensor) -> Tensor:
 
 def unit_stride(value: Tensor) -> Tensor:
     """`value` with stride 1 in its last dimension: itself where it can be, a copy where not."""
-    return value if value.stride(-1) == 1 or value.shape[-1] <= 1 else value.contiguous()
+    if value.is_contiguous() or value.stride(-1) == 1 or value.shape[-1] <= 1:
+        return value
+    return value.contiguous()
+
+
+def empty_like(value: Tensor) -> Tensor:
+    """An empty contiguous tensor of `value`'s shape; the plain call is the quicker one."""
+    if value.is_contiguous():
+        return torch.empty_like(value)
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
+
+
+def empty_statistics(value: Tensor, *size: int) -> Tensor:
+    """An empty tensor for statistics of `value`. Sizes one by one are half as costly as in a tuple."""
+    dtype = value.dtype
+    if dtype is torch.float32 or dtype is torch.float64:
+        return value.new_empty(*size)
+    return value.new_empty(*size, dtype=torch.float32)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

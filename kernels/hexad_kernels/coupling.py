@@ -68,7 +68,7 @@ def contract(
         check.operand(log_scale, "log_scale", want, x, "x", meaning)
     if scale_map == 1 and not clamp > 0:
         raise ValueError(f"clamp: got {clamp}, wants a positive number")
-    return x.new_empty(size), x.new_empty(size[0], dtype=check.statistics_dtype(x.dtype))
+    return check.empty_like(x), check.empty_statistics(x, size[0])
 
 
 def reference(

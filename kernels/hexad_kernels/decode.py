@@ -30,17 +30,15 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: 
     """Shapes, dtypes and devices of a cache and of what addresses it."""
     check.tensor(k_cache, "k_cache", rank=4)
     check.tensor(v_cache, "v_cache", rank=4)
-    if v_cache.shape[:3] != k_cache.shape[:3]:
-        check.shape(v_cache, "v_cache", (*k_cache.shape[:3], None), "(P, Hkv, page, Dv)")
+    pages, heads, page, _ = k_cache.shape
+    check.shape(v_cache, "v_cache", (pages, heads, page, None), "(P, Hkv, page, Dv)")
     check.like(v_cache, "v_cache", k_cache, "k_cache")
     check.tensor(lengths, "lengths", rank=1, dtypes=INDEX)
     check.like(lengths, "lengths", k_cache, "k_cache", dtype=False)
     check.shape(lengths, "lengths", (batch,), "(B,)")
     if block_table is None:
-        if k_cache.shape[0] != batch:
-            raise ValueError(
-                f"k_cache: has {k_cache.shape[0]} pages, wants one for each of the {batch} rows, or a block_table"
-            )
+        if pages != batch:
+            raise ValueError(f"k_cache: has {pages} pages, wants one for each of the {batch} rows, or a block_table")
     else:
         check.tensor(block_table, "block_table", rank=2, dtypes=INDEX)
         check.like(block_table, "block_table", k_cache, "k_cache", dtype=False)
@@ -80,8 +78,7 @@ def contract(
         check.shape(k_cache, "k_cache", (None, None, None, dim), "(P, Hkv, page, D)")
     check_heads(q, heads, k_cache.shape[1], "k_cache")
     check_numbers(softcap, scale)
-    lse = torch.empty((batch, heads), dtype=check.statistics_dtype(q.dtype), device=q.device)
-    return q.new_empty((batch, heads, v_cache.shape[3])), lse
+    return q.new_empty(batch, heads, v_cache.shape[3]), check.empty_statistics(q, batch, heads)
 
 
 def cached_rows(cache: Tensor, b: int, count: int, block_table: Tensor | None) -> Tensor:

@@ -25,14 +25,10 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
     if x.ndim < 2:
         raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, channels, *spatial)")
     c = x.shape[1]
-    check.tensor(weight, "weight")
-    check.shape(weight, "weight", (c, c), "x's channels, twice")
-    check.like(weight, "weight", x, "x")
+    check.operand(weight, "weight", (c, c), x, "x", "x's channels, twice")
     if bias is not None:
-        check.tensor(bias, "bias")
-        check.shape(bias, "bias", (c,), "x's channels")
-        check.like(bias, "bias", x, "x")
-    return (x.new_empty(x.shape),)
+        check.operand(bias, "bias", (c,), x, "x", "x's channels")
+    return (check.empty_like(x),)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,9 +78,7 @@ def _square(weight: Tensor) -> int:
 
 
 def _vector(value: Tensor, name: str, weight: Tensor) -> Tensor:
-    check.tensor(value, name)
-    check.shape(value, name, (weight.shape[0],), "weight's channels")
-    check.like(value, name, weight, "weight")
+    check.operand(value, name, (weight.shape[0],), weight, "weight", "weight's channels")
     return value.double()
 
 

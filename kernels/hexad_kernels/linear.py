@@ -48,10 +48,9 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, re
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants (any, {inputs}) = x's last dimension")
     if bias is not None:
         check.operand(bias, "bias", (outputs,), x, "x", "weight's rows")
-    y = x.new_empty((*leading, outputs))
     if residual is not None:
         check.operand(residual, "residual", (*leading, outputs), x, "x", "the output's shape")
-    return (y,)
+    return (x.new_empty(*leading, outputs),)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> Tensor:
@@ -68,7 +67,7 @@ def _native(
 ) -> None:
     native.C.linear(
         check.matrix(x),
-        weight if weight.stride(1) == 1 else weight.contiguous(),
+        check.matrix(weight),
         bias if bias is None or bias.is_contiguous() else bias.contiguous(),
         None if residual is None else check.matrix(residual),
         outputs[0],

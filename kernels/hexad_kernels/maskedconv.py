@@ -51,14 +51,14 @@ def contract(
     if row is None:
         if col is not None:
             raise ValueError(f"row: got None with col {col}, wants the pixel's row")
-        return (x.new_empty((batch, outputs, height, width)),)
+        return (x.new_empty(batch, outputs, height, width),)
     if not 0 <= row < height:
         raise ValueError(f"row: got {row}, wants 0 <= row < {height}")
     if col is None:
-        return (x.new_empty((batch, outputs, width)),)
+        return (x.new_empty(batch, outputs, width),)
     if not 0 <= col < width:
         raise ValueError(f"col: got {col}, wants 0 <= col < {width}")
-    return (x.new_empty((batch, outputs)),)
+    return (x.new_empty(batch, outputs),)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, mask: int, row: int | None, col: int | None) -> Tensor:
@@ -94,7 +94,7 @@ def _native(
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
         outputs[0],
-        torch.empty((torch.get_num_threads(), PIXELS * inputs * kh * kw)),
+        x.new_empty(torch.get_num_threads(), PIXELS * inputs * kh * kw, dtype=torch.float32),
         taps_before(mask, kh, kw),
         -1 if row is None else row,
         -1 if col is None else col,

@@ -34,9 +34,7 @@ def contract(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tupl
         check.like(value, name, out_a, "out_a", dtype=False)
         if value.shape != out_a.shape[:-1]:
             check.shape(value, name, tuple(out_a.shape[:-1]), "out_a's shape without its last dimension")
-    return torch.empty_like(out_a, memory_format=torch.contiguous_format), torch.empty_like(
-        lse_a, memory_format=torch.contiguous_format
-    )
+    return check.empty_like(out_a), check.empty_like(lse_a)
 
 
 def reference(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,15 +53,15 @@ def contract(
     if not eps >= 0:
         raise ValueError(f"eps: got {eps}, wants a number >= 0")
     meaning = "x's channels" if kind == GROUP else "x's features"
-    for value, name in ((weight, "weight"), (bias, "bias")):
-        if value is not None:
-            check.operand(value, name, (features,), x, "x", meaning)
-    if scale is not None or shift is not None:
-        want, meaning = (x.shape[0], features), f"x's batch and {meaning}"
-        for value, name in ((scale, "scale"), (shift, "shift")):
-            if value is not None:
-                check.operand(value, name, want, x, "x", meaning)
-    return (torch.empty_like(x, memory_format=torch.contiguous_format),)
+    if weight is not None:
+        check.operand(weight, "weight", (features,), x, "x", meaning)
+    if bias is not None:
+        check.operand(bias, "bias", (features,), x, "x", meaning)
+    if scale is not None:
+        check.operand(scale, "scale", (x.shape[0], features), x, "x", f"x's batch and {meaning}")
+    if shift is not None:
+        check.operand(shift, "shift", (x.shape[0], features), x, "x", f"x's batch and {meaning}")
+    return (check.empty_like(x),)
 
 
 def reference(

@@ -31,12 +31,14 @@ from hexad_kernels import native as native_module
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
 NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_NATIVE_OR_INTEGER = frozenset((*NATIVE_DTYPES, torch.int32, torch.int64, torch.bool))
+_NATIVE_OR_INTEGER = (*NATIVE_DTYPES, torch.int32, torch.int64, torch.bool)
 OPS: dict[str, Op] = {}
 
 _library = torch.library.Library("hexad", "DEF")
 _functorch_active = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
 _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -142,7 +144,7 @@ class Op:
     # The call
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self.torch_op(*args)
         forced = _forced.get()
         if forced is None and self._on_cpu(args):
@@ -162,17 +164,17 @@ class Op:
         """The common case, decided in under a microsecond: plain CPU tensors that the native kernel takes."""
         if not self._native_here or _dispatch_modes() or _functorch_active() is not None:
             return False
-        grad = torch.is_grad_enabled()
+        grad = _is_grad_enabled()
         for i in self._tensors_at:
-            a = args[i]
-            if a is None:
+            t = args[i]
+            if t is None:
                 continue
-            for t in a if type(a) in (list, tuple) else (a,):
-                kind = type(t)
-                if kind is not Tensor and kind is not Parameter:
-                    return False
-                if not t.is_cpu or (grad and t.requires_grad) or t.dtype not in _NATIVE_OR_INTEGER:
-                    return False
+            kind = type(t)
+            if kind is not Tensor and kind is not Parameter:
+                return False
+            # float32 stands first in the tuple and is found sooner than in a set.
+            if not t.is_cpu or (grad and t.requires_grad) or t.dtype not in _NATIVE_OR_INTEGER:
+                return False
         return True
 
     @staticmethod

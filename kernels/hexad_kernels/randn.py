@@ -68,7 +68,7 @@ def contract(seeds: Tensor, shape: Sequence[int], offset: int) -> tuple[Tensor]:
             raise ValueError(f"shape: got {tuple(shape)}, wants sizes of at least 0")
     if offset < 0:
         raise ValueError(f"offset: got {offset}, wants at least 0")
-    return (torch.empty((seeds.shape[0], *shape), dtype=torch.float32, device=seeds.device),)
+    return (seeds.new_empty(seeds.shape[0], *shape, dtype=torch.float32),)
 
 
 def reference(seeds: Tensor, shape: Sequence[int], offset: int) -> Tensor:
@@ -85,7 +85,7 @@ def reference(seeds: Tensor, shape: Sequence[int], offset: int) -> Tensor:
 
 
 def _native(outputs: tuple[Tensor], seeds: Tensor, shape: Sequence[int], offset: int) -> None:
-    native.C.randn(seeds.contiguous(), outputs[0].reshape(len(seeds), math.prod(shape)), offset)
+    native.C.randn(seeds.contiguous(), outputs[0], offset)
 
 
 _op = Op(

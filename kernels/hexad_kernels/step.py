@@ -30,14 +30,6 @@ STATES = ("x", "history[0]", "history[1]", "history[2]", "last", "noise")
 COLUMNS = (0, 3, 4, 5, 6, 7)  # where STATES stand in a row of C
 
 
-def _same(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: bool = True) -> None:
-    """`value` is like `other` in shape and device, and in dtype if it is to be. Cheap when it is."""
-    check.tensor(value, name)
-    if value.shape != other.shape or value.device != other.device or (dtype and value.dtype != other.dtype):
-        check.shape(value, name, tuple(other.shape), f"{other_name}'s shape")
-        check.like(value, name, other, other_name, dtype=dtype)
-
-
 def contract(
     table: Tensor,
     index: int,
@@ -54,28 +46,30 @@ def contract(
     check.tensor(x, "x", dtypes=STATE)
     shape = x.shape
     check.tensor(table, "table", rank=3, dtypes=STATE)
-    steps, *row = table.shape
-    if row != [4, 8] or table.dtype != x.dtype or table.device != x.device:
-        check.shape(table, "table", (None, 4, 8), "(steps, [A B c g], C)")
-        check.like(table, "table", x, "x")
+    steps = table.shape[0]
+    check.shape(table, "table", (None, 4, 8), "(steps, [A B c g], C)")
+    check.like(table, "table", x, "x")
     if not 0 <= index < steps:
         raise ValueError(f"index: got {index}, wants 0 to {steps - 1}, a row of the table")
     if not 1 <= outputs <= 3:
         raise ValueError(f"outputs: got {outputs}, wants 1, 2 or 3")
-    _same(model_output, "model_output", x, "x", dtype=False)
+    check.tensor(model_output, "model_output")
+    check.like(model_output, "model_output", x, "x", dtype=False)
+    if model_output.shape != shape:
+        check.shape(model_output, "model_output", tuple(shape), "x's shape")
     if uncond is not None:
-        _same(uncond, "uncond", model_output, "model_output")
+        check.operand(uncond, "uncond", shape, model_output, "model_output", "x's shape")
     if h1 is not None:
-        _same(h1, "history[0]", x, "x")
+        check.operand(h1, "history[0]", shape, x, "x", "x's shape")
     if h2 is not None:
-        _same(h2, "history[1]", x, "x")
+        check.operand(h2, "history[1]", shape, x, "x", "x's shape")
     if h3 is not None:
-        _same(h3, "history[2]", x, "x")
+        check.operand(h3, "history[2]", shape, x, "x", "x's shape")
     if last is not None:
-        _same(last, "last", x, "x")
+        check.operand(last, "last", shape, x, "x", "x's shape")
     if noise is not None:
-        _same(noise, "noise", x, "x")
-    return tuple([x.new_empty(shape) for _ in range(outputs)])
+        check.operand(noise, "noise", shape, x, "x", "x's shape")
+    return tuple([check.empty_like(x) for _ in range(outputs)])
 
 
 def _require_present(row: Tensor, states: Sequence[Tensor | None], outputs: int) -> None:

@@ -28,7 +28,7 @@ def contract(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
             f"codebook: got shape {tuple(codebook.shape)}, wants (at least 1, {x.shape[-1]}) = x's last dimension"
         )
     index = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), index
+    return check.empty_like(x), index
 
 
 def reference(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# Where the tests' tensors live: the device of the backend under test (tests/conftest.py).
+DEVICE = os.environ.get("HEXAD_TEST_DEVICE", "cpu")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def first_rows(call: Call, i: int) -> Call:
 
 
 def build(case: Case, dtype: torch.dtype, seed: int = 0) -> Call:
-    call = case.make(torch.Generator().manual_seed(seed))
+    call = case.make(torch.Generator().manual_seed(seed)).map(lambda t: t.to(DEVICE))
     cast = call.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
     wide = torch.promote_types(dtype, torch.float32)
     args = tuple(call.args[i].to(wide) if i in case.statistics else a for i, a in enumerate(cast.args))
