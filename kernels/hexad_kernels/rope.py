@@ -48,13 +48,7 @@ def contract(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inte
         check.tensor(positions, "positions", rank=1, dtypes=(torch.int32,))
         check.like(positions, "positions", x, "x", dtype=False)
         check.shape(positions, "positions", (x.shape[0],), "(B,)")
-<<<<<<< HEAD
-    return (torch.empty_like(x, memory_format=torch.contiguous_format),)
-=======
-    elif x.shape[2] > cos.shape[0]:
-        raise ValueError(f"cos: has {cos.shape[0]} positions, wants at least x's {x.shape[2]} rows")
     return (check.empty_like(x),)
->>>>>>> r2
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, starts: list[int], interleaved: bool) -> Tensor:

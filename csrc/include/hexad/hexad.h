@@ -112,8 +112,8 @@ HEXAD_API hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexad
                                               hexad_stream stream);
 
 /* coupling: y_active = x_active * exp(s) + shift, or its inverse; y_passive = x_passive.
- *   x, y (B, C, ...), each batch row contiguous, float32 or bfloat16; log_det (B) float32 = +-sum of s.
- *   shift, log_scale: for split 0 the active half (B, C_active, ...), for split 1 x's shape.
+ *   x, y (B, C, ...), each batch row contiguous, float32 or bfloat16; log_det (B) float32 = +-sum
+ * of s. shift, log_scale: for split 0 the active half (B, C_active, ...), for split 1 x's shape.
  *   log_scale NULL: additive, log_det = 0.
  *   split 0 channel: the last C/2 channels are active (flip: the first C - C/2);
  *   split 1 checkerboard: active where (h + w) is odd (flip: even); x (B, C, H, W) or (B, D).
@@ -125,11 +125,12 @@ HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor*
                                       hexad_stream stream);
 
 /* roofline: work that runs at one limit of the CPU, to be timed by the caller.
- *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in flops[0];
- *   kind 2 read, 3 copy: `count` elements of source (to target).  sink: one float32 per thread. */
+ *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in
+ * flops[0]; kind 2 read, 3 copy: `count` elements of source (to target).  sink: one float32 per
+ * thread. */
 HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_tensor* source,
-                                      hexad_tensor* target, hexad_tensor* sink,
-                                      hexad_tensor* flops, hexad_stream stream);
+                                      hexad_tensor* target, hexad_tensor* sink, hexad_tensor* flops,
+                                      hexad_stream stream);
 /* linear: y = act(x weight^T + bias) + residual.
  *   x (..., K), y and residual (..., N): contiguous, or matrices with contiguous rows; weight (N,
  * K) with contiguous rows; bias (N). fp32 or bf16, all of one dtype; bias, residual may be NULL.
