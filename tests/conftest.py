@@ -1,6 +1,12 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# CI must not fail by the luck of the draw; at a desk new examples are welcome.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 def pytest_addoption(parser):
