@@ -83,6 +83,14 @@ def invconv(x, weight, bias=None):
     return (lambda: conv(x, kernel, bias)) if conv else (lambda: F.linear(x, weight, bias))
 
 
+def vq(x, codebook):
+    def run():
+        index = torch.cdist(x.flatten(0, -2), codebook).argmin(-1)
+        return codebook[index], index
+
+    return run if x.dtype == torch.float32 else None
+
+
 def eager(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
     """A call without arguments that does the op's work in plain torch; None if torch has no sensible form."""
     if name in globals() and name not in {"eager"}:

@@ -26,5 +26,5 @@ CASES = [
     case("empty_batch", (0, 3, 4), 5),
     case("many_rows", (2, 120, 64), 130),
     case("images", (8, 64, 64), 512, bench=True),
-    case("large", (4, 1024, 256), 8192, bench=True, bench_only=True),
+    case("large", (2, 512, 64), 2048, bench=True, bench_only=True),
 ]
