@@ -15,7 +15,7 @@ import hexad_kernels
 
 
 def attention(q, k, v, *, causal=False, mask=None, window=None, softcap=None, scale=None, return_lse=False):
-    if window is not None or softcap is not None or return_lse:
+    if window is not None or softcap is not None:
         return None
     lower_right = causal is True and q.shape[2] != k.shape[2]
     if lower_right:
@@ -25,7 +25,7 @@ def attention(q, k, v, *, causal=False, mask=None, window=None, softcap=None, sc
 
 
 def decode(q, k_cache, v_cache, lengths, *, block_table=None, window=None, softcap=None, scale=None, return_lse=False):
-    if block_table is not None or window is not None or softcap is not None or return_lse:
+    if block_table is not None or window is not None or softcap is not None:
         return None
     longest = int(lengths.max())
     places = torch.arange(longest)
@@ -81,6 +81,47 @@ def invconv(x, weight, bias=None):
     kernel = weight.reshape(*weight.shape, *[1] * (x.ndim - 2))
     conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}.get(x.ndim)
     return (lambda: conv(x, kernel, bias)) if conv else (lambda: F.linear(x, weight, bias))
+
+
+def randn(seeds, shape, *, offset=0):
+    return lambda: torch.randn(len(seeds), *shape)
+
+
+def sample(logits, seeds=None, *, position=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """Temperature, cuts by sorting, torch.multinomial; scalars only."""
+    if any(isinstance(v, torch.Tensor) for v in (temperature, top_k, top_p, min_p)):
+        return None
+
+    def run():
+        if temperature == 0:
+            return logits.argmax(-1)
+        scaled = logits.float() / temperature
+        if top_k:
+            scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[:, -1:], -torch.inf)
+        if top_p < 1:
+            ordered, place = scaled.sort(descending=True)
+            share = ordered.softmax(-1)
+            cut = share.cumsum(-1) - share >= top_p
+            scaled = scaled.masked_fill(cut.scatter(1, place, cut), -torch.inf)
+        chances = scaled.softmax(-1)
+        if min_p:
+            chances = chances.masked_fill(chances < min_p * chances.amax(-1, keepdim=True), 0)
+        return torch.multinomial(chances, 1)
+
+    return run
+
+
+def step(table, index, x, model_output, uncond=None, *, history=(), last=None, noise=None, outputs=1):
+    (a, b, clip, guidance, *_), *rows = table[index].tolist()
+    others = [*history, *[None] * (3 - len(history)), last, noise]
+
+    def run():
+        m = model_output if uncond is None else uncond + guidance * (model_output - uncond)
+        p = a * x + b * m
+        p = p if clip == float("inf") else p.clamp(-clip, clip)
+        return [sum(c * t for c, t in zip(row, (x, m, p, *others)) if c) for row in rows[:outputs]]
+
+    return run
 
 
 def vq(x, codebook):
