@@ -68,6 +68,9 @@ def test_op(benchmark, roofs, name, case, dtype):
 def test_call_overhead(benchmark):
     """The Python path of an eager call of three small tensors, beside torch's own."""
     x, weight, bias = torch.randn(2, 8), torch.randn(8), torch.randn(8)
+    torch.testing.assert_close(
+        hexad_kernels.norm(x, weight, bias), torch.nn.functional.layer_norm(x, (8,), weight, bias)
+    )
     with torch.no_grad():
         mine, theirs = interleaved(
             [

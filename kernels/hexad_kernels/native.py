@@ -42,8 +42,6 @@ def _load_emulated(path: str) -> tuple[ModuleType | None, str]:
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    if os.environ.get("HEXAD_BACKEND") == "reference" and os.environ.get("HEXAD_NO_NATIVE"):
-        return None, "HEXAD_NO_NATIVE is set"
     if emulated:
         return _load_emulated(os.environ["HEXAD_CUDA_EMULATED"])
     try:
