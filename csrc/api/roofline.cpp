@@ -25,12 +25,8 @@ extern "C" hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_
     HEXAD_REQUIRE(sink->shape[0] >= threads && flops->shape[0] >= 1,
                   "sink: has %lld elements, wants one per thread (%d)", (long long)sink->shape[0],
                   threads);
-#if defined(__x86_64__)
-    if (kind == 1 && !(__builtin_cpu_supports("avx512bf16") && !strcmp(hexad_isa(), "avx512")))
-      fail(HEXAD_UNSUPPORTED, "kind: this machine or level has no bfloat16 dot product");
-#else
-    if (kind == 1) fail(HEXAD_UNSUPPORTED, "kind: no bfloat16 dot product in this build");
-#endif
+    if (kind == 1 && strcmp(hexad_isa(), "avx512bf16"))
+      fail(HEXAD_UNSUPPORTED, "kind: level %s has no bfloat16 dot product", hexad_isa());
     if (kind >= 2) {
       require_rank(source, "source", 1);
       require_dtype(*source, "source", DType::f32);

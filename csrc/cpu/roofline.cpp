@@ -27,8 +27,8 @@ float fma_rounds(int64_t rounds) {
   return sum(total);
 }
 
-#if defined(__AVX512F__)
-__attribute__((target("avx512bf16"))) float dot_rounds(int64_t rounds) {
+#if defined(__AVX512BF16__)
+float dot_rounds(int64_t rounds) {
   __m512 acc[kChains];
   for (int i = 0; i < kChains; ++i) acc[i] = _mm512_set1_ps(float(i));
   const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f00), b = (__m512bh)_mm512_set1_epi16(0x3a00);
@@ -58,7 +58,7 @@ void roofline(const RooflineArgs& a) {
   if (a.kind <= 1) {
     parallel_for(a.threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
         if (a.kind == 1) {
           a.sink[t] = dot_rounds(a.count);
           continue;
