@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -49,24 +50,70 @@ inline void start_thread() {
   Py_DECREF(result);
 }
 
-template <class... A, size_t... I>
-auto door(hexad_status (*function)(A...), std::index_sequence<I...>) {
-  using All = std::tuple<A...>;
-  return [function](Given<std::tuple_element_t<I, All>>... given) {
+// Arguments as the C function wants them. Numbers go through __index__ and __float__.
+inline void take(PyObject* from, Array& to) {
+  to = Array(from);
+}
+template <class T>
+void take(PyObject* from, T& to) {
+  if constexpr (std::is_floating_point_v<T>) {
+    to = static_cast<T>(PyFloat_AsDouble(from));
+  } else {
+    const long long value = PyLong_AsLongLong(from);
+    to = static_cast<T>(value);
+    if (to != value)
+      PyErr_Format(PyExc_ValueError, "%lld does not fit %d bits", value, int(8 * sizeof(T)));
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+}
+
+// The Python function of a C function. It is a plain vectorcall: going through pybind11's own
+// dispatch would double the price of a small call.
+template <auto function>
+struct Door;
+
+template <class... A, hexad_status (*function)(A...)>
+struct Door<function> {
+  static constexpr size_t count = sizeof...(A) - 1;  // all parameters but the last, the stream
+  static inline PyMethodDef methods[2] = {};
+
+  template <size_t... I>
+  static void run(PyObject* const* args, std::index_sequence<I...>) {
+    std::tuple<Given<std::tuple_element_t<I, std::tuple<A...>>>...> given;
+    (take(args[I], std::get<I>(given)), ...);
     start_thread();
     hexad_stream stream = nullptr;
-    (find_stream(given, stream), ...);
+    (find_stream(std::get<I>(given), stream), ...);
     hexad_status status;
     {
       py::gil_scoped_release release;
-      status = function(pass(given)..., stream);
+      status = function(pass(std::get<I>(given))..., stream);
     }
     raise(status);
-  };
-}
+  }
 
-// All parameters but the last, the stream.
-template <class... A>
-auto door(hexad_status (*function)(A...)) {
-  return door(function, std::make_index_sequence<sizeof...(A) - 1>{});
+  static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t given) {
+    try {
+      if (given != Py_ssize_t(count))
+        throw py::type_error(std::string(methods[0].ml_name) + ": takes " + std::to_string(count) +
+                             " arguments, got " + std::to_string(given));
+      run(args, std::make_index_sequence<count>{});
+      Py_RETURN_NONE;
+    } catch (py::error_already_set& error) {
+      error.restore();
+    } catch (const py::builtin_exception& error) {
+      error.set_error();
+    } catch (const std::exception& error) {
+      PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+  }
+};
+
+template <auto function>
+void add_door(py::module_& m, const char* name) {
+  using D = Door<function>;
+  D::methods[0] = {name, reinterpret_cast<PyCFunction>(D::call), METH_FASTCALL,
+                   "The function of this name in hexad.h, with the current stream."};
+  if (PyModule_AddFunctions(m.ptr(), D::methods)) throw py::error_already_set();
 }

@@ -1,5 +1,6 @@
 // A table of contents: a line per op.
 #include "call.h"
+#include "lane.h"
 
 PYBIND11_MODULE(_C, m) {
   m.def("abi_version", &hexad_abi_version);
@@ -10,21 +11,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("on_thread_start", [](py::object call) { thread_start = call.release().ptr(); });
   m.def("openmp_path", [] { return std::string(hexad_openmp_path()); });
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
+  add_lane(m);
 
-  m.def("append_kv", door(hexad_append_kv));
-  m.def("attention", door(hexad_attention));
-  m.def("attention_varlen", door(hexad_attention_varlen));
-  m.def("coupling", door(hexad_coupling));
-  m.def("decode", door(hexad_decode));
-  m.def("invconv", door(hexad_invconv));
-  m.def("linear", door(hexad_linear));
-  m.def("maskedconv", door(hexad_maskedconv));
-  m.def("merge_attention", door(hexad_merge_attention));
-  m.def("norm", door(hexad_norm));
-  m.def("randn", door(hexad_randn));
-  m.def("roofline", door(hexad_roofline));
-  m.def("rope", door(hexad_rope));
-  m.def("sample", door(hexad_sample));
-  m.def("step", door(hexad_step));
-  m.def("vq", door(hexad_vq));
+  add_door<hexad_append_kv>(m, "append_kv");
+  add_door<hexad_attention>(m, "attention");
+  add_door<hexad_attention_varlen>(m, "attention_varlen");
+  add_door<hexad_coupling>(m, "coupling");
+  add_door<hexad_decode>(m, "decode");
+  add_door<hexad_invconv>(m, "invconv");
+  add_door<hexad_linear>(m, "linear");
+  add_door<hexad_maskedconv>(m, "maskedconv");
+  add_door<hexad_merge_attention>(m, "merge_attention");
+  add_door<hexad_norm>(m, "norm");
+  add_door<hexad_randn>(m, "randn");
+  add_door<hexad_roofline>(m, "roofline");
+  add_door<hexad_rope>(m, "rope");
+  add_door<hexad_sample>(m, "sample");
+  add_door<hexad_step>(m, "step");
+  add_door<hexad_vq>(m, "vq");
 }

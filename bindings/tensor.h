@@ -27,6 +27,32 @@ struct DLPackExchange {
   int (*stream)(int32_t device_type, int32_t device_id, void** out);
 };
 
+// The last few types seen (Tensor and Parameter take turns); a type in the list stays alive.
+inline const DLPackExchange* exchange_of(PyTypeObject* type) {
+  static struct {
+    PyTypeObject* type;
+    const DLPackExchange* api;
+  } known[4];
+  static unsigned oldest = 0;
+  for (const auto& k : known)
+    if (k.type == type) return k.api;
+  const DLPackExchange* api = nullptr;
+  PyObject* capsule =
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+  if (capsule && PyCapsule_CheckExact(capsule)) {
+    api = static_cast<const DLPackExchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+    while (api && api->major != 1) api = api->older;
+    if (api && !api->borrow) api = nullptr;
+  }
+  Py_XDECREF(capsule);
+  PyErr_Clear();
+  auto& slot = known[oldest++ % 4];
+  Py_INCREF(type);
+  Py_XDECREF(slot.type);
+  slot = {type, api};
+  return api;
+}
+
 // An argument of a kernel call: borrowed for the length of the call.
 class Array {
  public:
@@ -61,46 +87,8 @@ class Array {
     present_ = true;
   }
 
-  // The last few types seen (Tensor and Parameter take turns); a type in the list stays alive.
-  static const DLPackExchange* exchange_of(PyTypeObject* type) {
-    static struct {
-      PyTypeObject* type;
-      const DLPackExchange* api;
-    } known[4];
-    static unsigned oldest = 0;
-    for (const auto& k : known)
-      if (k.type == type) return k.api;
-    const DLPackExchange* api = nullptr;
-    PyObject* capsule =
-        PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
-    if (capsule && PyCapsule_CheckExact(capsule)) {
-      api =
-          static_cast<const DLPackExchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-      while (api && api->major != 1) api = api->older;
-      if (api && !api->borrow) api = nullptr;
-    }
-    Py_XDECREF(capsule);
-    PyErr_Clear();
-    auto& slot = known[oldest++ % 4];
-    Py_INCREF(type);
-    Py_XDECREF(slot.type);
-    slot = {type, api};
-    return api;
-  }
-
   hexad_tensor tensor_{};
   const DLPackExchange* api_ = nullptr;
   py::object capsule_;
   bool present_ = false;
 };
-
-namespace pybind11::detail {
-template <>
-struct type_caster<Array> {
-  PYBIND11_TYPE_CASTER(Array, const_name("Array | None"));
-  bool load(handle source, bool) {
-    value = Array(source);
-    return true;
-  }
-};
-}  // namespace pybind11::detail

@@ -201,3 +201,42 @@ def test_fake_tensors_and_functorch_take_the_library_lane():
     with FakeTensorMode() as mode:
         y, log_det = coupling(mode.from_tensor(x), mode.from_tensor(t))
         assert type(y).__name__ == "FakeTensor" and log_det.shape == (3,)
+
+
+@pytest.mark.skipif(native.C is None, reason=native.missing)
+def test_the_fast_lane_takes_plain_cpu_tensors_only():
+    from hexad_kernels.op import OPS
+
+    lane = OPS["linear"]._on_cpu
+    x = torch.randn(2, 4)
+    negated = torch.randn(2, 4, dtype=torch.complex64).conj().imag
+    assert lane((x, torch.nn.Parameter(x, requires_grad=False), None, 3, 0.5, [x, None]))
+    assert not lane((x, x.half()))
+    assert not lane((x, x.to("meta")))
+    assert not lane((x, [x, x.clone().requires_grad_()]))
+    assert not lane((x, type("Sub", (torch.Tensor,), {})()))
+    assert not lane((x, negated)) and not lane((x, negated[:1, 0]))
+    with torch.no_grad():
+        assert lane((x, x.clone().requires_grad_()))
+
+
+def test_a_lazily_negated_view_is_read_as_what_it_means():
+    z = torch.randn(3, 1, dtype=torch.complex64).conj()
+    weight = torch.randn(2, 1)
+    assert z.imag.is_neg()
+    torch.testing.assert_close(hexad_kernels.linear(z.imag, weight), z.imag.resolve_neg() @ weight.T)
+    k = torch.randn(1, 1, 1, 1)
+    cache = torch.zeros(1, 1, 4, 1, dtype=torch.complex64).conj().imag
+    with pytest.raises(ValueError, match="negated"):
+        hexad_kernels.append_kv(k, k, cache, cache.clone(), torch.zeros(1, dtype=torch.int32))
+
+
+@pytest.mark.skipif(native.C is None, reason=native.missing)
+def test_a_door_names_its_count_and_a_wrong_number():
+    x = torch.zeros(2, 4)
+    with pytest.raises(TypeError, match="linear: takes 6 arguments, got 1"):
+        native.C.linear(x)
+    with pytest.raises(TypeError, match="integer"):
+        native.C.linear(x, torch.zeros(2, 4), None, None, torch.zeros(2, 2), "x")
+    with pytest.raises(ValueError, match="does not fit 32 bits"):
+        native.C.linear(x, torch.zeros(2, 4), None, None, torch.zeros(2, 2), 2**40)

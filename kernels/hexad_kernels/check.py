@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hexad_kernels import native
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -43,12 +45,7 @@ def like(value: Tensor, name: str, other: Tensor, other_name: str, *, dtype: boo
 
 def operand(value: object, name: str, want: tuple[int, ...], other: Tensor, other_name: str, meaning: str = "") -> None:
     """`value` is a tensor of the sizes `want`, where `other` lives and in its dtype."""
-    if (
-        isinstance(value, Tensor)
-        and value.shape == want
-        and value.dtype is other.dtype
-        and ((value.is_cpu and other.is_cpu) or value.device == other.device)
-    ):
+    if native.C is not None and native.C.matches(value, want, other):
         return
     given = tensor(value, name)
     like(given, name, other, other_name)

@@ -60,6 +60,7 @@ C, missing = _load()
 if C is not None:
     # Torch hands its thread count to OpenMP thread by thread, and this call makes it do so.
     C.on_thread_start(torch.get_num_threads)
+    C.plain_types(torch.Tensor, torch.nn.Parameter)
 
 
 def machine() -> dict[str, Any]:

@@ -41,26 +41,27 @@ def contract(
     activation: int,
 ) -> tuple[Tensor]:
     check.tensor(x, "x")
-    if x.ndim < (2 if kind == GROUP or scale is not None or shift is not None else 1):
-        wanted = "(batch, channels, *spatial)" if kind == GROUP else "(batch, ..., features)"
-        raise ValueError(f"x: got shape {tuple(x.shape)}, wants {wanted}")
-    features = x.shape[1 if kind == GROUP else -1]
-    if kind == GROUP:
+    size, group = x.shape, kind == GROUP
+    if len(size) < (2 if group or scale is not None or shift is not None else 1):
+        wanted = "(batch, channels, *spatial)" if group else "(batch, ..., features)"
+        raise ValueError(f"x: got shape {tuple(size)}, wants {wanted}")
+    features = size[1 if group else -1]
+    if group:
         if not num_groups or features % num_groups:
             raise ValueError(f"num_groups: got {num_groups or None}, wants a divisor of x's {features} channels")
     elif num_groups:
         raise ValueError(f"num_groups: got {num_groups}, wants None unless kind is 'group'")
     if not eps >= 0:
         raise ValueError(f"eps: got {eps}, wants a number >= 0")
-    meaning = "x's channels" if kind == GROUP else "x's features"
+    meaning = "x's channels" if group else "x's features"
     if weight is not None:
         check.operand(weight, "weight", (features,), x, "x", meaning)
     if bias is not None:
         check.operand(bias, "bias", (features,), x, "x", meaning)
     if scale is not None:
-        check.operand(scale, "scale", (x.shape[0], features), x, "x", f"x's batch and {meaning}")
+        check.operand(scale, "scale", (size[0], features), x, "x", f"x's batch and {meaning}")
     if shift is not None:
-        check.operand(shift, "shift", (x.shape[0], features), x, "x", f"x's batch and {meaning}")
+        check.operand(shift, "shift", (size[0], features), x, "x", f"x's batch and {meaning}")
     return (check.empty_like(x),)
 
 

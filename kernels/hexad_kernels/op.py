@@ -31,7 +31,16 @@ from hexad_kernels import native as native_module
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
 NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_NATIVE_OR_INTEGER = (*NATIVE_DTYPES, torch.int32, torch.int64, torch.bool)
+# What the fast lane takes besides NATIVE_DTYPES, and each type's bit in bindings/lane.h.
+_INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
+_DLPACK_CODES = {torch.bool: 6, torch.uint8: 1, torch.bfloat16: 4}
+
+
+def _dtype_bit(dtype: torch.dtype) -> int:
+    code = _DLPACK_CODES.get(dtype, 2 if dtype.is_floating_point else 0)
+    return 1 << (code * 8 + dtype.itemsize.bit_length() - 1)
+
+
 OPS: dict[str, Op] = {}
 
 _library = torch.library.Library("hexad", "DEF")
@@ -39,6 +48,8 @@ _functorch_active = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
+_plain_on_cpu: Any = native_module.C and native_module.C.plain_on_cpu
+_ACCEPTED = sum(map(_dtype_bit, (*NATIVE_DTYPES, *_INTEGERS)))
 _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -134,7 +145,6 @@ class Op:
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
-        self._tensors_at = [i for i, a in enumerate(parsed.arguments) if "Tensor" in str(a.type)]
         self._native_here = native is not None and native_module.C is not None and not native_module.emulated
         self._triton: Any = None
         self._warned: set[str] = set()
@@ -161,21 +171,13 @@ class Op:
         return self.torch_op(*args)
 
     def _on_cpu(self, args: tuple[Any, ...]) -> bool:
-        """The common case, decided in under a microsecond: plain CPU tensors that the native kernel takes."""
-        if not self._native_here or _dispatch_modes() or _functorch_active() is not None:
-            return False
-        grad = _is_grad_enabled()
-        for i in self._tensors_at:
-            t = args[i]
-            if t is None:
-                continue
-            kind = type(t)
-            if kind is not Tensor and kind is not Parameter:
-                return False
-            # float32 stands first in the tuple and is found sooner than in a set.
-            if not t.is_cpu or (grad and t.requires_grad) or t.dtype not in _NATIVE_OR_INTEGER:
-                return False
-        return True
+        """The common case, decided in a quarter of a microsecond: plain CPU tensors that the native kernel takes."""
+        return (
+            self._native_here
+            and not _dispatch_modes()
+            and _functorch_active() is None
+            and _plain_on_cpu(args, _ACCEPTED, _is_grad_enabled())
+        )
 
     @staticmethod
     def _eager(args: tuple[Any, ...]) -> bool:
@@ -190,6 +192,8 @@ class Op:
 
     def run(self, *args: Any) -> Any:
         """The eager lane."""
+        if any(t.is_neg() for t in _tensors(args)):  # views that negate lazily, whose memory kernels would misread
+            args = self._resolved(args)
         outputs = self.contract(*args)
         chosen = self._choose(args)
         if chosen == "reference":
@@ -199,6 +203,14 @@ class Op:
         else:
             self._triton_module().run(outputs, *args)
         return outputs[0] if self.single else outputs
+
+    def _resolved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.in_place:
+            raise ValueError(f"{self.name}: got a lazily negated view, wants its resolve_neg()")
+        return tuple(
+            a.resolve_neg() if isinstance(a, Tensor) else [t.resolve_neg() for t in a] if isinstance(a, list) else a
+            for a in args
+        )
 
     # Choosing a backend
 
