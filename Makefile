@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint gpu build clean
+.PHONY: demo test bench bench-peers lint gpu build clean
 
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,12 @@ bench: build
 	mkdir -p out/bench
 	$(BIN)/python -m pytest bench/bench_ops.py --timeout=0 --benchmark-json=out/bench/bench.json
 	$(BIN)/python -m bench.report out/bench/bench.json
+
+bench-peers: build
+	mkdir -p out/bench
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation -e ".[dev,peers]"
+	$(BIN)/python -m pytest bench/bench_peers.py --timeout=0 --benchmark-json=out/bench/peers.json
+	$(BIN)/python -m bench.report out/bench/peers.json
 
 lint: build
 	$(BIN)/ruff check .

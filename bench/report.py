@@ -24,14 +24,16 @@ def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title="each row passed its accuracy check in this run; ratios above 1: hexad is faster")
     for heading in ("op", "case", "dtype"):
         shown.add_column(heading)
-    for heading in ("us", "GB/s", "GFLOP/s", "% of roof", "x eager", "x compile"):
+    peers = any("vs_peer" in r for r in rows)
+    ratios = {"peer": "peer", "x peer": "vs_peer"} if peers else {"x eager": "vs_eager", "x compile": "vs_compile"}
+    for heading in ("us", "GB/s", "GFLOP/s", "% of roof", *ratios):
         shown.add_column(heading, justify="right")
     for r in rows:
         percent = r.get("roof_fraction")
         shown.add_row(
             r["op"], r["case"], r["dtype"], cell(r["seconds"] * 1e6, "{:.1f}"), cell(r.get("gbs")),
-            cell(r.get("gflops")), cell(percent and 100 * percent, "{:.0f}"), cell(r.get("vs_eager")),
-            cell(r.get("vs_compile")),
+            cell(r.get("gflops")), cell(percent and 100 * percent, "{:.0f}"),
+            *(r[key] if key == "peer" else cell(r.get(key)) for key in ratios.values()),
         )  # fmt: skip
     return shown
 
