@@ -2,7 +2,7 @@
 // end.
 #include "op/attention_varlen.h"
 
-#include "cpu/attend.h"
+#include "cpu/attend_block.h"
 #include "cpu/parallel.h"
 
 namespace hexad {
@@ -21,9 +21,9 @@ void sequence(const AttentionVarlenArgs& a, int64_t n, int64_t h, int64_t begin,
   job.lse = a.lse + head * a.lse_stride[0] + q0 * a.lse_stride[1];
   job.lse_head = a.lse_stride[0], job.lse_row = a.lse_stride[1];
   job.group = group;
-  job.keys.k = static_cast<const T*>(a.k) + k0 * a.k_stride[0] + h * a.k_stride[1];
-  job.keys.v = static_cast<const T*>(a.v) + k0 * a.v_stride[0] + h * a.v_stride[1];
-  job.keys.k_key = a.k_stride[0], job.keys.v_key = a.v_stride[0];
+  job.k = static_cast<const T*>(a.k) + k0 * a.k_stride[0] + h * a.k_stride[1];
+  job.v = static_cast<const T*>(a.v) + k0 * a.v_stride[0] + h * a.v_stride[1];
+  job.k_key = a.k_stride[0], job.v_key = a.v_stride[0];
   job.count = keys, job.offset = a.upper_left ? 0 : keys - rows;
   job.left = a.left, job.right = a.right;
   job.head_dim = a.head_dim, job.value_dim = a.value_dim;
@@ -35,7 +35,7 @@ template <class T>
 void run(const AttentionVarlenArgs& a) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = a.rows * group;
-  const int64_t block = block_rows(a.head_dim, a.value_dim);
+  const int64_t block = kRows;
   const int64_t blocks = (rows + block - 1) / block;
   parallel_for(blocks * a.kv_heads, 1, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {
