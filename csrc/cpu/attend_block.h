@@ -260,33 +260,21 @@ class Block {
       vf w[step][4];
 #pragma GCC unroll 2
       for (int u = 0; u < step; ++u) four(j + u, w[u]);
+#if HEXAD_PAIRS
+      if constexpr (kPaired<T>)
 #pragma GCC unroll 4
-      for (int g = 0; g < 4; ++g) {
-        const int key = g * kLanes + j;
-        if constexpr (kPaired<T>)
-          store(pairs_ + key / 2 * kRows + lane, pair_up(w[0][g], w[step - 1][g]));
-        else
-          store(p_ + key * kRows + lane, w[0][g]);
-      }
+        for (int g = 0; g < 4; ++g)
+          store(pairs_ + (g * kLanes + j) / 2u * kRows + lane, pair_up(w[0][g], w[step - 1][g]));
+#endif
+      if constexpr (!kPaired<T>)
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) store(p_ + (g * kLanes + j) * kRows + lane, w[0][g]);
 #pragma GCC unroll 2
       for (int u = 0; u < step; ++u) t[j + u] = (w[u][0] + w[u][1]) + (w[u][2] + w[u][3]);
     }
     for (int n = kLanes / 2; n > 0; n /= 2)
       for (int j = 0; j < n; ++j) t[j] = t[j] + t[j + n];
     store(total_ + lane, load(total_ + lane) * load(alpha_ + lane) + t[0]);
-  }
-
-  // Sixteen pairs of bfloat16: even in the low half.
-  static HEXAD_INLINE vf pair_up(vf even, vf odd) {
-#if HEXAD_PAIRS
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-    const __m512i order =
-        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (vf)_mm512_permutexvar_epi16(order, both);
-#else
-    return even + odd;
-#endif
   }
 
   // out_[d][row] = out_[d][row] * alpha + sum over visible keys of weight * value.
@@ -297,25 +285,25 @@ class Block {
                           job_.value_dim);
     for (int64_t at = 0; at < job_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, job_.value_dim - at);
-      for (int j = from_ / kUnits * kUnits; j < upto_; j += kUnits)
-        for (int64_t d = 0; d < dims; d += kLanes) {
-          float* to = kv_ + j / kUnits * kChunk + d;
-          if constexpr (kPaired<T>) {
-            const T *even = v + j * job_.v_key + at + d, *odd = even + job_.v_key;
-            const vf none = zero();
-            const vf a = j >= from_ ? load_upto(even, dims - d) : none;
-            const vf b = j + 1 < upto_ ? load_upto(odd, dims - d) : none;
-            store(to, from_bits(unsigned_half(bits(a)) | bits(b)));
-          } else {
-            store(to, load_upto(v + j * job_.v_key + at + d, dims - d));
+#if HEXAD_PAIRS
+      if constexpr (kPaired<T>) {
+        for (int j = from_ / 2 * 2; j < upto_; j += 2)
+          for (int64_t d = 0; d < dims; d += 2 * kLanes) {
+            const T* even = v + j * job_.v_key + at + d;
+            const int n = int(std::min<int64_t>(2 * kLanes, dims - d));
+            interleave(even, even + job_.v_key, j < from_ ? 0 : n, j + 1 < upto_ ? n : 0,
+                       kv_ + j / 2 * kChunk + d);
           }
-        }
+      }
+#endif
+      if constexpr (!kPaired<T>)
+        for (int j = from_; j < upto_; ++j)
+          for (int64_t d = 0; d < dims; d += kLanes)
+            store(kv_ + j * kChunk + d, take_upto(v + j * job_.v_key + at + d, dims - d));
       weigh_values(out_ + at * kRows, Strided{reinterpret_cast<const char*>(kv_), 4 * kChunk},
                    dims);
     }
   }
-
-  static HEXAD_INLINE vi unsigned_half(vi x) { return (x >> 16) & set1i(0xffff); }
 
   void weigh_values(float* out, Strided v, int64_t dims) {
     const float* p = kPaired<T> ? pairs_ : p_;
