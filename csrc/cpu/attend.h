@@ -43,7 +43,8 @@ struct Job {
   int64_t offset, left, right;  // query i sees keys i + offset - left .. i + offset + right
   Mask mask;                    // of the group's first head
   int64_t head_dim, value_dim;
-  float scale, softcap;  // softcap 0: none
+  const float *slopes, *sinks;  // of the group's heads; null: none
+  float scale, softcap;         // softcap 0: none
 };
 
 template <class T>

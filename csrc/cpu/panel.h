@@ -39,8 +39,8 @@ struct Multiply {
   static HEXAD_INLINE reg add(reg a, reg b, reg c) { return fma(a, b, c); }
   static HEXAD_INLINE reg seen(reg a, reg w, reg c) {
 #if defined(__AVX512F__)
-    const __mmask16 off = _mm512_movepi32_mask((__m512i)w);
-    return (reg)_mm512_mask3_fmadd_ps((__m512)a, (__m512)w, (__m512)c, __mmask16(~off));
+    const __mmask16 on = _mm512_cmpge_epi32_mask((__m512i)w, _mm512_setzero_si512());
+    return (reg)_mm512_mask3_fmadd_ps((__m512)a, (__m512)w, (__m512)c, on);
 #elif defined(__AVX2__)
     return (reg)_mm256_blendv_ps((__m256)fma(a, w, c), (__m256)c, (__m256)w);
 #else
