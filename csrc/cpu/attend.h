@@ -5,6 +5,7 @@
 // its block, nor on where the keys lie.
 #pragma once
 
+#include "cpu/half.h"
 #include "cpu/panel.h"
 
 namespace hexad {
@@ -19,7 +20,7 @@ constexpr bool kPaired = HEXAD_PAIRS && std::is_same<T, bf16>::value;
 template <class T>
 constexpr int kUnit = kPaired<T> ? 2 : 1;  // numbers in a step of a product
 
-enum class MaskKind { none, boolean, f32, bf16 };
+enum class MaskKind { none, boolean, f32, bf16, f16 };
 
 struct Mask {
   MaskKind kind;
@@ -46,11 +47,6 @@ struct Job {
   const float *slopes, *sinks;  // of the group's heads; null: none
   float scale, softcap;         // softcap 0: none
 };
-
-template <class T>
-HEXAD_INLINE vf load_upto(const T* p, int64_t n) {
-  return n >= kLanes ? load(p) : load_first(p, n);
-}
 
 }  // namespace
 }  // namespace hexad

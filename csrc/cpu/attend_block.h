@@ -140,14 +140,22 @@ class Block {
   // Scale (of pairs), soft cap, ALiBi, floating mask: for sixteen rows.
   void adjust(int64_t base, int lane) {
     float* p = p_ + lane;
+    vf scale = set1(job_.scale);
     const auto each = [&](const auto& f) {
-      for (int j = sight_.from; j < sight_.upto; ++j)
-        store(p + j * kRows, f(j, load(p + j * kRows)));
+      for (int j = sight_.from; j < sight_.upto; ++j) {
+        const vf s = load(p + j * kRows);
+        store(p + j * kRows, f(j, kPaired<T> ? s * scale : s));
+      }
+      scale = set1(1.f);
     };
-    if (kPaired<T>) each([&](int, vf s) { return s * set1(job_.scale); });
     if (job_.softcap > 0) {
       const vf cap = set1(job_.softcap);
-      each([&](int, vf s) { return cap * tanh(s / cap); });
+      each([&](int, vf s) {
+        const vf x = s / cap;
+        // Scores mostly lie far below the cap.
+        const bool near = signs(less(abs(x), set1(0.625f))) == 0xffff;
+        return cap * (near ? tanh_near_zero(x) : tanh(x));
+      });
     }
     if (job_.slopes) {
       alignas(64) float slope[kLanes], at[kLanes];
@@ -160,6 +168,8 @@ class Block {
     }
     if (job_.mask.kind > MaskKind::boolean)
       each([&](int j, vf s) { return s + load(sight_.bias + j * kRows + lane); });
+    if (kPaired<T> && !job_.softcap && !job_.slopes && job_.mask.kind <= MaskKind::boolean)
+      each([&](int, vf s) { return s; });
   }
 
   // Scores of sixteen rows become weights exp(s - m).

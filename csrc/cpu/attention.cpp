@@ -1,5 +1,5 @@
-// Prefill: one task is a block of query rows of one key head. Neighbours in time share a head's keys
-// and values, and within a head the longest rows come first: what is left for last is short.
+// Prefill: one task is a block of query rows of one key head. Neighbours in time share a head's
+// keys and values, and within a head the longest rows come first: what is left for last is short.
 #include "op/attention.h"
 
 #include "cpu/attend_block.h"
@@ -35,13 +35,16 @@ void run(const AttentionArgs& a) {
       if (a.mask) {
         job.mask.kind = a.mask_kind == 0   ? MaskKind::boolean
                         : a.mask_kind == 1 ? MaskKind::f32
-                                           : MaskKind::bf16;
+                        : a.mask_kind == 2 ? MaskKind::bf16
+                                           : MaskKind::f16;
         job.mask.data = static_cast<const char*>(a.mask) +
                         (b * a.mask_stride[0] + head * a.mask_stride[1]) * mask_size;
         job.mask.head = a.mask_stride[1], job.mask.row = a.mask_stride[2];
         job.mask.key = a.mask_stride[3];
       }
       job.head_dim = a.head_dim, job.value_dim = a.value_dim;
+      job.slopes = a.slopes ? a.slopes + head : nullptr;
+      job.sinks = a.sinks ? a.sinks + head : nullptr;
       job.scale = a.scale, job.softcap = a.softcap;
       attend(job, at, std::min(at + block, rows));
     }
@@ -53,7 +56,7 @@ void run(const AttentionArgs& a) {
 namespace HEXAD_ISA {
 
 void attention(const AttentionArgs& a) {
-  a.bf16 ? run<bf16>(a) : run<float>(a);
+  a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
 }
 
 }  // namespace HEXAD_ISA

@@ -27,6 +27,8 @@ void sequence(const AttentionVarlenArgs& a, int64_t n, int64_t h, int64_t begin,
   job.count = keys, job.offset = a.upper_left ? 0 : keys - rows;
   job.left = a.left, job.right = a.right;
   job.head_dim = a.head_dim, job.value_dim = a.value_dim;
+  job.slopes = a.slopes ? a.slopes + head : nullptr;
+  job.sinks = a.sinks ? a.sinks + head : nullptr;
   job.scale = a.scale, job.softcap = a.softcap;
   attend(job, begin - q0 * group, end - q0 * group);
 }
@@ -57,7 +59,7 @@ void run(const AttentionVarlenArgs& a) {
 namespace HEXAD_ISA {
 
 void attention_varlen(const AttentionVarlenArgs& a) {
-  a.bf16 ? run<bf16>(a) : run<float>(a);
+  a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
 }
 
 }  // namespace HEXAD_ISA

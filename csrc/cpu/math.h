@@ -60,12 +60,15 @@ HEXAD_INLINE vf log(vf x) {
 
 // tanh: the continued fraction x (a + z(b + z(c + z))) / (a + z(d + z(e + 28 z))), z = x^2, near 0
 // where 1 - 2/(e^2x + 1) cancels.
-HEXAD_INLINE vf tanh(vf x) {
-  const vf a = abs(x);
+HEXAD_INLINE vf tanh_near_zero(vf x) {
   const vf z = x * x;
   const vf num = fma(fma(z + set1(378.f), z, set1(17325.f)), z, set1(135135.f));
   const vf den = fma(fma(fma(set1(28.f), z, set1(3150.f)), z, set1(62370.f)), z, set1(135135.f));
-  const vf small = x * (num / den);
+  return x * (num / den);
+}
+HEXAD_INLINE vf tanh(vf x) {
+  const vf a = abs(x);
+  const vf small = tanh_near_zero(x);
   const vf e = exp(a + a);
   const vf large = set1(1.f) - set1(2.f) / (e + set1(1.f));
   const vi sign = bits(x) & set1i(int32_t(0x80000000));

@@ -155,6 +155,12 @@ class Sight {
   void read_bias(int64_t base, int n) {
     for (int r = n; r < n + kLanes; ++r) hidden_[r] = 0;
     const vf hides = set1(-__builtin_inff());
+    const int size = job_.mask.kind == MaskKind::f32 ? 4 : 2;
+    const bool more = job_.mask.key == 1 && base + 2 * kTile <= job_.count;
+    for (int r = n; r < n + kLanes && more; ++r) {
+      const char* next = static_cast<const char*>(job_.mask.data) + mask_at(base + kTile, r) * size;
+      for (int i = 0; i < kTile * size; i += 64) __builtin_prefetch(next + i);
+    }
     for (int j = from / kLanes * kLanes; j < upto; j += kLanes) {
       vf square[kLanes];
       for (int i = 0; i < kLanes; ++i) {
@@ -177,8 +183,9 @@ class Sight {
         row[i] = to_float(p[at + (std::clamp(j + i, from, upto - 1) - j) * m.key]);
       return load(row);
     };
-    return m.kind == MaskKind::f32 ? read(static_cast<const float*>(m.data))
-                                   : read(static_cast<const bf16*>(m.data));
+    if (m.kind == MaskKind::f32) return read(static_cast<const float*>(m.data));
+    if (m.kind == MaskKind::bf16) return read(static_cast<const bf16*>(m.data));
+    return read(static_cast<const f16*>(m.data));
   }
 
   const Job<T>& job_;

@@ -31,7 +31,7 @@ from hexad_kernels import native as native_module
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
 NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_NATIVE_OR_INTEGER = (*NATIVE_DTYPES, torch.int32, torch.int64, torch.bool)
+_INTEGERS = (torch.int32, torch.int64, torch.bool)
 OPS: dict[str, Op] = {}
 
 _library = torch.library.Library("hexad", "DEF")
@@ -110,6 +110,7 @@ class Op:
     cuda        whether `native` has CUDA kernels
     gradients   indices of the arguments that get gradients (through the reference)
     refuses     (*args) -> reason the native kernels can't serve these arguments, or None
+    dtypes      floating dtypes of the CPU's native kernel
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Op:
         cuda: bool = False,
         gradients: Sequence[int] = (),
         refuses: Callable[..., str | None] | None = None,
+        dtypes: tuple[torch.dtype, ...] = NATIVE_DTYPES,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -131,6 +133,8 @@ class Op:
         self.cuda = cuda
         self.gradients = tuple(gradients)
         self.refuses = refuses
+        self.dtypes = dtypes
+        self._fast_dtypes = (*dtypes, *_INTEGERS)
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
@@ -165,6 +169,7 @@ class Op:
         if not self._native_here or _dispatch_modes() or _functorch_active() is not None:
             return False
         grad = _is_grad_enabled()
+        dtypes = self._fast_dtypes
         for i in self._tensors_at:
             t = args[i]
             if t is None:
@@ -173,7 +178,7 @@ class Op:
             if kind is not Tensor and kind is not Parameter:
                 return False
             # float32 stands first in the tuple and is found sooner than in a set.
-            if not t.is_cpu or (grad and t.requires_grad) or t.dtype not in _NATIVE_OR_INTEGER:
+            if not t.is_cpu or (grad and t.requires_grad) or t.dtype not in dtypes:
                 return False
         return True
 
@@ -245,9 +250,11 @@ class Op:
                 return f"HEXAD_CUDA_EMULATED was {'' if native_module.emulated else 'not '}set when the process started"
             if name == "cuda" and native_module.C.cuda_missing():
                 return native_module.C.cuda_missing()
+            dtypes = self.dtypes if name == "cpu" else NATIVE_DTYPES
             for a in tensors:
-                if a.dtype.is_floating_point and a.dtype not in NATIVE_DTYPES:
-                    return f"{a.dtype} (its kernels are for float32 and bfloat16)"
+                if a.dtype.is_floating_point and a.dtype not in dtypes:
+                    known = " and ".join(str(d).removeprefix("torch.") for d in dtypes)
+                    return f"{a.dtype} (its kernels are for {known})"
             return self.refuses(*args) if self.refuses else None
         if name == "triton" and _interpreting:
             return "TRITON_INTERPRET=1 is set: the backend is triton-interpreted"
