@@ -8,6 +8,9 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import hexad_kernels
 from hexad_kernels import attention
+from tests import promises
+from tests.cases import build
+from tests.cases.attention import CPU_CASES
 
 
 def inputs(*, batch=2, heads=4, kv_heads=2, rows=37, keys=70, dim=24, value_dim=None, dtype=torch.float32, seed=0):
@@ -106,6 +109,61 @@ def test_a_mask_that_hides_what_causality_hides_gives_the_same_bits():
     assert torch.equal(attention(q, k, v, mask=mask), attention(q, k, v, causal=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
+def test_promises_of_what_only_the_cpu_serves(case, dtype):
+    call = build(case, dtype)
+    with hexad_kernels.backend("cpu"):
+        promises.accurate("attention", call, call.map(lambda t: t.double() if t.is_floating_point() else t))
+        promises.writes_exactly_its_output("attention", call)
+        promises.deterministic("attention", call)
+        promises.batch_invariant(case, call, lambda given: promises.invoke("attention", given))
+        promises.strides_do_not_matter("attention", call)
+        if dtype != torch.bfloat16:
+            promises.same_on_every_isa("attention", call)
+
+
+def test_alibi_is_a_bias():
+    q, k, v = inputs()
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0])
+    distance = (torch.arange(70) - torch.arange(37)[:, None] - (70 - 37)).abs()
+    bias = -slopes[:, None, None] * distance
+    assert close(attention(q, k, v, alibi_slopes=slopes), sdpa(q, k, v, bias, enable_gqa=True))
+    assert torch.equal(attention(q, k, v, alibi_slopes=slopes), attention(q, k, v, mask=bias))
+
+
+def test_sinks_are_a_key_without_a_value():
+    q, k, v = inputs(kv_heads=4)
+    sinks = torch.tensor([0.5, -1.0, 3.0, -math.inf])
+    s = torch.cat([q.double() @ k.double().mT / math.sqrt(24), sinks.double()[:, None, None].expand(2, 4, 37, 1)], -1)
+    out, lse = attention(q, k, v, sinks=sinks, return_lse=True)
+    assert close(out.double(), s.softmax(-1)[..., :-1] @ v.double())
+    assert close(lse.double(), torch.logsumexp(s, -1))
+    assert torch.equal(out[:, 3], attention(q, k, v)[:, 3])
+
+
+def test_gradients_of_slopes_and_sinks():
+    leaves = [t.requires_grad_() for t in inputs(batch=1, rows=4, keys=5, dim=3, value_dim=2, dtype=torch.float64)]
+    slopes, sinks = (torch.randn(4, dtype=torch.float64).requires_grad_() for _ in range(2))
+
+    def f(q, k, v, slopes, sinks):
+        return attention(q, k, v, causal=True, alibi_slopes=slopes, sinks=sinks, return_lse=True)
+
+    assert torch.autograd.gradcheck(f, [*leaves, slopes, sinks])
+
+
+def test_gpu_backends_refuse_slopes_and_sinks():
+    q, k, v = inputs()
+    for options in ({"alibi_slopes": torch.zeros(4)}, {"sinks": torch.zeros(4)}):
+        refusals = hexad_kernels.explain("attention", q, k, v, **options)
+        assert refusals.served_by == "cpu"
+    from hexad_kernels.attention import _refuses
+
+    meta = [t.to("meta") for t in (q, k, v)]
+    assert "alibi_slopes and sinks" in _refuses(*meta, None, 0, -1, -1, None, None, torch.zeros(4), None)
+    assert _refuses(*meta, None, 0, -1, -1, None, None, None, None) is None
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"causal": True, "softcap": 2.0}, {"window": (2, 1)}, {"causal": "upper_left", "scale": 0.2}],
@@ -175,6 +233,10 @@ Z = torch.zeros
         ({"softcap": 0.0}, ValueError, "softcap: got 0.0, wants a positive number"),
         ({"softcap": math.nan}, ValueError, "softcap: got nan"),
         ({"scale": math.inf}, ValueError, "scale: got inf, wants a finite number"),
+        ({"alibi_slopes": Z(2)}, ValueError, "alibi_slopes: got shape (2,), wants (4) = (Hq,)"),
+        ({"alibi_slopes": Z(4).double()}, TypeError, "alibi_slopes: got float64, wants float32"),
+        ({"sinks": Z(1, 4)}, ValueError, "sinks: got 2 dimensions"),
+        ({"sinks": Z(4, device="meta")}, ValueError, "sinks: is on meta"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

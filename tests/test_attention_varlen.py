@@ -19,11 +19,17 @@ def inputs(dtype=torch.float32, lengths_q=LENGTHS_Q, lengths_k=LENGTHS_K):
     return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"causal": True}, {"causal": "upper_left", "window": 9}, {"window": (3, 4), "softcap": 2.0}],
-    ids=str,
+    [
+        {},
+        {"causal": True},
+        {"causal": "upper_left", "window": 9},
+        {"window": (3, 4), "softcap": 2.0},
+        {"causal": True, "alibi_slopes": torch.arange(6) / 8, "sinks": torch.arange(6) / 2},
+    ],
+    ids=lambda options: "_".join(options),
 )
 def test_each_sequence_alone(options, dtype):
     q, k, v = inputs(dtype)

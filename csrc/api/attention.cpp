@@ -8,6 +8,7 @@ using namespace hexad;
 
 extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor* k,
                                         const hexad_tensor* v, const hexad_tensor* mask,
+                                        const hexad_tensor* alibi_slopes, const hexad_tensor* sinks,
                                         hexad_tensor* out, hexad_tensor* lse, int32_t causal,
                                         int64_t left, int64_t right, float softcap, float scale,
                                         hexad_stream stream) {
@@ -15,7 +16,7 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
     const hexad_tensor* tensors[] = {q, k, v, out};
     const char* names[] = {"q", "k", "v", "out"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 4);
-    const DType dtype = require_floats(tensors, names, 4);
+    const DType dtype = require_floats(tensors, names, 4, q && q->device_type == HEXAD_CPU);
     require_rank(lse, "lse", 3);
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);
@@ -35,7 +36,9 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
     AttentionArgs args{};
     args.q = data<void>(*q), args.k = data<void>(*k), args.v = data<void>(*v);
     args.out = data<void>(*out), args.lse = data<float>(*lse);
-    args.bf16 = dtype == DType::bf16;
+    args.slopes = per_head(alibi_slopes, "alibi_slopes", q->shape[1], *q);
+    args.sinks = per_head(sinks, "sinks", q->shape[1], *q);
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16;
     args.batch = q->shape[0], args.heads = q->shape[1], args.kv_heads = k->shape[1];
     args.rows = q->shape[2], args.keys = k->shape[2];
     args.head_dim = q->shape[3], args.value_dim = v->shape[3];
@@ -46,10 +49,14 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
       require_rank(mask, "mask", 4);
       require_device(*mask, "mask", *q);
       const DType kind = dtype_of(*mask);
-      HEXAD_REQUIRE(kind == DType::boolean || kind == DType::f32 || kind == DType::bf16,
+      HEXAD_REQUIRE(kind == DType::boolean || kind == DType::f32 || kind == DType::bf16 ||
+                        (kind == DType::f16 && args.f16),
                     "mask: is %s, wants bool, float32 or bfloat16", name_of(kind));
       args.mask = data<void>(*mask);
-      args.mask_kind = kind == DType::boolean ? 0 : kind == DType::f32 ? 1 : 2;
+      args.mask_kind = kind == DType::boolean ? 0
+                       : kind == DType::f32   ? 1
+                       : kind == DType::bf16  ? 2
+                                              : 3;
       const int64_t want[] = {args.batch, args.heads, args.rows, args.keys};
       for (int i = 0; i < 4; ++i) {
         HEXAD_REQUIRE(mask->shape[i] == 1 || mask->shape[i] == want[i],

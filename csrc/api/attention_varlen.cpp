@@ -21,17 +21,16 @@ void require_starts(const hexad_tensor& t, const char* name, int64_t tokens) {
 
 }  // namespace
 
-extern "C" hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexad_tensor* k,
-                                               const hexad_tensor* v, const hexad_tensor* cu_q,
-                                               const hexad_tensor* cu_k, hexad_tensor* out,
-                                               hexad_tensor* lse, int32_t causal, int64_t left,
-                                               int64_t right, float softcap, float scale,
-                                               hexad_stream) {
+extern "C" hexad_status hexad_attention_varlen(
+    const hexad_tensor* q, const hexad_tensor* k, const hexad_tensor* v, const hexad_tensor* cu_q,
+    const hexad_tensor* cu_k, const hexad_tensor* alibi_slopes, const hexad_tensor* sinks,
+    hexad_tensor* out, hexad_tensor* lse, int32_t causal, int64_t left, int64_t right,
+    float softcap, float scale, hexad_stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {q, k, v, out};
     const char* names[] = {"q", "k", "v", "out"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 3);
-    const DType dtype = require_floats(tensors, names, 4);
+    const DType dtype = require_floats(tensors, names, 4, true);
     require_cpu(*q, "attention_varlen");
     require_rank(lse, "lse", 2);
     require_dtype(*lse, "lse", DType::f32);
@@ -61,7 +60,9 @@ extern "C" hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexa
     args.q = data<void>(*q), args.k = data<void>(*k), args.v = data<void>(*v);
     args.out = data<void>(*out), args.lse = data<float>(*lse);
     args.cu_q = data<int32_t>(*cu_q), args.cu_k = data<int32_t>(*cu_k);
-    args.bf16 = dtype == DType::bf16;
+    args.slopes = per_head(alibi_slopes, "alibi_slopes", q->shape[1], *q);
+    args.sinks = per_head(sinks, "sinks", q->shape[1], *q);
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16;
     args.sequences = cu_q->shape[0] - 1, args.rows = q->shape[0];
     args.heads = q->shape[1], args.kv_heads = k->shape[1];
     args.head_dim = q->shape[2], args.value_dim = v->shape[2];

@@ -7,9 +7,12 @@ namespace hexad {
 
 constexpr int64_t kMaxHeadDim = 3840;  // what a block of scratch holds (cpu/attend.h)
 
-// float32 or bfloat16, one device, unit stride in the last dimension.
-inline DType require_floats(const hexad_tensor* const* tensors, const char* const* names, int n) {
-  const DType dtype = require_float(*tensors[0], names[0]);
+// float32, bfloat16 (or float16, for an op that takes it), one device, unit stride in the last
+// dimension.
+inline DType require_floats(const hexad_tensor* const* tensors, const char* const* names, int n,
+                            bool half = false) {
+  const bool is_half = half && dtype_of(*tensors[0]) == DType::f16;
+  const DType dtype = is_half ? DType::f16 : require_float(*tensors[0], names[0]);
   for (int i = 0; i < n; ++i) {
     require_dtype(*tensors[i], names[i], dtype);
     require_rows(*tensors[i], names[i]);
@@ -25,6 +28,19 @@ inline void require_heads(int64_t heads, int64_t kv_heads, int64_t head_dim, int
   HEXAD_REQUIRE(head_dim > 0, "q: has head dimension 0, wants at least 1");
   if (head_dim > kMaxHeadDim || value_dim > kMaxHeadDim)
     fail(HEXAD_UNSUPPORTED, "q: head dimension over %lld", (long long)kMaxHeadDim);
+}
+
+// One float32 a query head, or none.
+inline const float* per_head(const hexad_tensor* t, const char* name, int64_t heads,
+                             const hexad_tensor& like) {
+  if (!t) return nullptr;
+  require_rank(t, name, 1);
+  require_dtype(*t, name, DType::f32);
+  require_device(*t, name, like);
+  require_size(*t, name, 0, heads);
+  require_rows(*t, name);
+  if (t->device_type != HEXAD_CPU) fail(HEXAD_UNSUPPORTED, "%s: CUDA kernels take none", name);
+  return data<float>(*t);
 }
 
 // One side of a window, as kernels add it to a position: -1 is no limit, nor is what lies beyond

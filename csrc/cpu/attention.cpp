@@ -1,7 +1,8 @@
-// Prefill: one task is a block of query rows of one key head, the longest rows first.
+// Prefill: one task is a block of query rows of one key head. Neighbours in time share a head's
+// keys and values, and within a head the longest rows come first: what is left for last is short.
 #include "op/attention.h"
 
-#include "cpu/attend.h"
+#include "cpu/attend_block.h"
 #include "cpu/parallel.h"
 
 namespace hexad {
@@ -11,13 +12,13 @@ template <class T>
 void run(const AttentionArgs& a) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = a.rows * group;  // of one key head
-  const int64_t block = block_rows(a.head_dim, a.value_dim);
+  const int64_t block = kRows;
   const int64_t blocks = (rows + block - 1) / block;
   const int64_t mask_size = a.mask_kind == 0 ? 1 : a.mask_kind == 1 ? 4 : 2;
   parallel_for(blocks * a.batch * a.kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t b = t % a.batch, h = t / a.batch % a.kv_heads;
-      const int64_t at = (blocks - 1 - t / a.batch / a.kv_heads) * block;
+      const int64_t b = t / blocks / a.kv_heads, h = t / blocks % a.kv_heads;
+      const int64_t at = (blocks - 1 - t % blocks) * block;
       const int64_t head = h * group;
       Job<T> job{};
       job.q = static_cast<const T*>(a.q) + b * a.q_stride[0] + head * a.q_stride[1];
@@ -27,20 +28,23 @@ void run(const AttentionArgs& a) {
       job.lse = a.lse + b * a.lse_stride[0] + head * a.lse_stride[1];
       job.lse_head = a.lse_stride[1], job.lse_row = a.lse_stride[2];
       job.group = group;
-      job.keys.k = static_cast<const T*>(a.k) + b * a.k_stride[0] + h * a.k_stride[1];
-      job.keys.v = static_cast<const T*>(a.v) + b * a.v_stride[0] + h * a.v_stride[1];
-      job.keys.k_key = a.k_stride[2], job.keys.v_key = a.v_stride[2];
+      job.k = static_cast<const T*>(a.k) + b * a.k_stride[0] + h * a.k_stride[1];
+      job.v = static_cast<const T*>(a.v) + b * a.v_stride[0] + h * a.v_stride[1];
+      job.k_key = a.k_stride[2], job.v_key = a.v_stride[2];
       job.count = a.keys, job.offset = a.offset, job.left = a.left, job.right = a.right;
       if (a.mask) {
         job.mask.kind = a.mask_kind == 0   ? MaskKind::boolean
                         : a.mask_kind == 1 ? MaskKind::f32
-                                           : MaskKind::bf16;
+                        : a.mask_kind == 2 ? MaskKind::bf16
+                                           : MaskKind::f16;
         job.mask.data = static_cast<const char*>(a.mask) +
                         (b * a.mask_stride[0] + head * a.mask_stride[1]) * mask_size;
         job.mask.head = a.mask_stride[1], job.mask.row = a.mask_stride[2];
         job.mask.key = a.mask_stride[3];
       }
       job.head_dim = a.head_dim, job.value_dim = a.value_dim;
+      job.slopes = a.slopes ? a.slopes + head : nullptr;
+      job.sinks = a.sinks ? a.sinks + head : nullptr;
       job.scale = a.scale, job.softcap = a.softcap;
       attend(job, at, std::min(at + block, rows));
     }
@@ -52,7 +56,7 @@ void run(const AttentionArgs& a) {
 namespace HEXAD_ISA {
 
 void attention(const AttentionArgs& a) {
-  a.bf16 ? run<bf16>(a) : run<float>(a);
+  a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
 }
 
 }  // namespace HEXAD_ISA

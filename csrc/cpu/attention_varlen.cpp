@@ -2,7 +2,7 @@
 // end.
 #include "op/attention_varlen.h"
 
-#include "cpu/attend.h"
+#include "cpu/attend_block.h"
 #include "cpu/parallel.h"
 
 namespace hexad {
@@ -21,12 +21,14 @@ void sequence(const AttentionVarlenArgs& a, int64_t n, int64_t h, int64_t begin,
   job.lse = a.lse + head * a.lse_stride[0] + q0 * a.lse_stride[1];
   job.lse_head = a.lse_stride[0], job.lse_row = a.lse_stride[1];
   job.group = group;
-  job.keys.k = static_cast<const T*>(a.k) + k0 * a.k_stride[0] + h * a.k_stride[1];
-  job.keys.v = static_cast<const T*>(a.v) + k0 * a.v_stride[0] + h * a.v_stride[1];
-  job.keys.k_key = a.k_stride[0], job.keys.v_key = a.v_stride[0];
+  job.k = static_cast<const T*>(a.k) + k0 * a.k_stride[0] + h * a.k_stride[1];
+  job.v = static_cast<const T*>(a.v) + k0 * a.v_stride[0] + h * a.v_stride[1];
+  job.k_key = a.k_stride[0], job.v_key = a.v_stride[0];
   job.count = keys, job.offset = a.upper_left ? 0 : keys - rows;
   job.left = a.left, job.right = a.right;
   job.head_dim = a.head_dim, job.value_dim = a.value_dim;
+  job.slopes = a.slopes ? a.slopes + head : nullptr;
+  job.sinks = a.sinks ? a.sinks + head : nullptr;
   job.scale = a.scale, job.softcap = a.softcap;
   attend(job, begin - q0 * group, end - q0 * group);
 }
@@ -35,7 +37,7 @@ template <class T>
 void run(const AttentionVarlenArgs& a) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = a.rows * group;
-  const int64_t block = block_rows(a.head_dim, a.value_dim);
+  const int64_t block = kRows;
   const int64_t blocks = (rows + block - 1) / block;
   parallel_for(blocks * a.kv_heads, 1, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {
@@ -57,7 +59,7 @@ void run(const AttentionVarlenArgs& a) {
 namespace HEXAD_ISA {
 
 void attention_varlen(const AttentionVarlenArgs& a) {
-  a.bf16 ? run<bf16>(a) : run<float>(a);
+  a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
 }
 
 }  // namespace HEXAD_ISA

@@ -1,7 +1,7 @@
 // One query per sequence: one task is a sequence and a key head, whose query heads share the keys.
 #include "op/decode.h"
 
-#include "cpu/attend.h"
+#include "cpu/attend_few.h"
 #include "cpu/parallel.h"
 
 namespace hexad {

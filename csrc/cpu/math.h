@@ -60,12 +60,15 @@ HEXAD_INLINE vf log(vf x) {
 
 // tanh: the continued fraction x (a + z(b + z(c + z))) / (a + z(d + z(e + 28 z))), z = x^2, near 0
 // where 1 - 2/(e^2x + 1) cancels.
-HEXAD_INLINE vf tanh(vf x) {
-  const vf a = abs(x);
+HEXAD_INLINE vf tanh_near_zero(vf x) {
   const vf z = x * x;
   const vf num = fma(fma(z + set1(378.f), z, set1(17325.f)), z, set1(135135.f));
   const vf den = fma(fma(fma(set1(28.f), z, set1(3150.f)), z, set1(62370.f)), z, set1(135135.f));
-  const vf small = x * (num / den);
+  return x * (num / den);
+}
+HEXAD_INLINE vf tanh(vf x) {
+  const vf a = abs(x);
+  const vf small = tanh_near_zero(x);
   const vf e = exp(a + a);
   const vf large = set1(1.f) - set1(2.f) / (e + set1(1.f));
   const vi sign = bits(x) & set1i(int32_t(0x80000000));
@@ -135,6 +138,32 @@ HEXAD_INLINE vf exp_falling(vf x) {
   p = fma(p, r, set1(1.f));
   const vi k = bits(t) - bits(set1(12582912.f));
   return select(gone, zero(), from_bits(bits(p) + (k << 23)));
+}
+
+// exp_falling of several, the same bits: side by side their chains fill each other's waits.
+template <int N>
+HEXAD_INLINE void exp_falling(vf* x) {
+#define HEXAD_EACH _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i)
+  vi gone[N], k[N];
+  vf p[N];
+  HEXAD_EACH gone[i] = less(x[i], set1(-87.3f));
+  HEXAD_EACH x[i] = max(set1(-87.3f), x[i]);
+  HEXAD_EACH {
+    const vf t = fma(x[i], set1(1.44269504088896341f), set1(12582912.f));
+    k[i] = (bits(t) - bits(set1(12582912.f))) << 23;
+    p[i] = t - set1(12582912.f);
+  }
+  HEXAD_EACH x[i] = fma(p[i], set1(-0.693359375f), x[i]);
+  HEXAD_EACH x[i] = fma(p[i], set1(2.12194440e-4f), x[i]);
+  HEXAD_EACH p[i] = fma(set1(1.f / 5040), x[i], set1(1.f / 720));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 120));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 24));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 6));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(0.5f));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f));
+  HEXAD_EACH x[i] = select(gone[i], zero(), from_bits(bits(p[i]) + k[i]));
+#undef HEXAD_EACH
 }
 
 }  // namespace

@@ -8,8 +8,9 @@ struct AttentionVarlenArgs {
   const void *q, *k, *v;
   void* out;
   float* lse;
-  const int32_t *cu_q, *cu_k;  // sequences + 1
-  bool bf16;
+  const float *slopes, *sinks;  // a query head; null: none
+  const int32_t *cu_q, *cu_k;   // sequences + 1
+  bool bf16, f16;
   int64_t sequences, rows, heads, kv_heads, head_dim, value_dim;
   int64_t q_stride[2], k_stride[2], v_stride[2], out_stride[2];  // token, head
   int64_t lse_stride[2];                                         // head, token

@@ -1,8 +1,9 @@
 """attention: every query row's softmax-weighted mean of the values it may see.
 
     s_ij = scale * <q_i, k_j>              then, with softcap c:  s_ij <- c * tanh(s_ij / c)
+    s_ij <- s_ij - slope |i + offset - j|    with alibi_slopes, a slope for each head
     s_ij <- s_ij + mask_ij  or  -inf where key j is hidden from row i
-    out_i = sum_j exp(s_ij - lse_i) v_j,   lse_i = ln sum_j exp(s_ij)
+    out_i = sum_j exp(s_ij - lse_i) v_j,   lse_i = ln (sum_j exp(s_ij) + exp(sink))    the sink where given, one a head
 
 A hidden key (mask False or -inf, outside the window, ahead of a causal row) contributes nothing, whatever its key and
 value hold. A row that sees nothing gives out = 0, lse = -inf.
@@ -11,7 +12,8 @@ The kernels never hold the (Sq, Skv) matrix: keys come in tiles of 64 counted fr
 from tile to tile. A row's bits depend on its own visible keys only.
 
 Papers: Vaswani et al. 2017 (arXiv 1706.03762), Milakov & Gimelshein 2018 (online softmax, 1805.02867), Dao et al. 2022
-(FlashAttention, 2205.14135), Ainslie et al. 2023 (grouped queries, 2305.13245).
+(FlashAttention, 2205.14135), Ainslie et al. 2023 (grouped queries, 2305.13245), Press et al. 2021 (ALiBi, 2108.12409),
+OpenAI 2025 (gpt-oss, arXiv 2508.10925: the learnt sink in the denominator).
 """
 
 from __future__ import annotations
@@ -56,6 +58,17 @@ def check_heads(q: Tensor, heads: int, kv_heads: int, name: str) -> None:
         raise ValueError("q: got head dimension 0, wants at least 1")
 
 
+def check_per_head(value: Tensor, name: str, q: Tensor, heads: int) -> None:
+    """One number a query head, float32 (float64 for float64)."""
+    check.tensor(value, name, rank=1, dtypes=(check.statistics_dtype(q.dtype),))
+    check.like(value, name, q, "q", dtype=False)
+    check.shape(value, name, (heads,), "(Hq,)")
+
+
+def packed(per_head: Tensor | None) -> Tensor | None:
+    return None if per_head is None else per_head.contiguous()
+
+
 def _check_mask(mask: Tensor, q: Tensor, want: tuple[int, int, int, int]) -> None:
     check.tensor(mask, "mask", dtypes=(torch.bool, *check.FLOATS))
     check.like(mask, "mask", q, "q", dtype=False)
@@ -67,7 +80,7 @@ def _check_mask(mask: Tensor, q: Tensor, want: tuple[int, int, int, int]) -> Non
 
 def contract(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check.tensor(q, "q", rank=4)
     check.tensor(k, "k", rank=4)
@@ -83,13 +96,22 @@ def contract(
     if mask is not None:
         _check_mask(mask, q, (batch, heads, rows, keys))
     check_numbers(softcap, scale)
+    if alibi_slopes is not None:
+        check_per_head(alibi_slopes, "alibi_slopes", q, heads)
+    if sinks is not None:
+        check_per_head(sinks, "sinks", q, heads)
     return q.new_empty(batch, heads, rows, value_dim), check.empty_statistics(q, batch, heads, rows)
+
+
+def ahead_of(rows: int, keys: int, causal: int, device: torch.device) -> Tensor:
+    """(rows, keys): how far each key lies after the row's position."""
+    position = torch.arange(rows, device=device)[:, None] + (0 if causal == 2 else keys - rows)
+    return torch.arange(keys, device=device) - position
 
 
 def visible_keys(rows: int, keys: int, causal: int, left: int, right: int, device: torch.device) -> Tensor:
     """(rows, keys) bool: what causality and the window leave."""
-    position = torch.arange(rows, device=device)[:, None] + (0 if causal == 2 else keys - rows)
-    ahead = torch.arange(keys, device=device) - position
+    ahead = ahead_of(rows, keys, causal, device)
     visible = torch.ones((rows, keys), dtype=torch.bool, device=device)
     if left >= 0:
         visible &= ahead >= -left
@@ -111,7 +133,8 @@ def _weighted(p: Tensor, v: Tensor, visible: Tensor) -> Tensor:
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dtype = check.statistics_dtype(q.dtype)
     group = q.shape[1] // k.shape[1]
@@ -119,6 +142,8 @@ def reference(
     s = q.to(dtype) * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT
     if softcap is not None:
         s = softcap * torch.tanh(s / softcap)
+    if alibi_slopes is not None:
+        s = s - alibi_slopes.to(dtype)[:, None, None] * ahead_of(q.shape[2], k.shape[2], causal, q.device).abs()
     visible = visible_keys(q.shape[2], k.shape[2], causal, left, right, q.device)
     if mask is not None and mask.dtype == torch.bool:
         visible = visible & mask
@@ -127,11 +152,13 @@ def reference(
         s = s + mask.to(dtype)
     visible = visible.expand(s.shape)
     s = s.masked_fill(~visible, -math.inf)
-    # The extra column makes the maximum of no keys -inf.
-    m = torch.nn.functional.pad(s.detach(), (0, 1), value=-math.inf).amax(-1, keepdim=True)
+    # The extra column is the sink; without one it makes the maximum of no keys -inf.
+    extra = s.new_full((), -math.inf) if sinks is None else sinks.to(dtype)[:, None, None]
+    extra = extra.expand(*s.shape[:-1], 1)
+    m = torch.cat([s, extra], -1).detach().amax(-1, keepdim=True)
     m = torch.where(m == -math.inf, 0.0, m)
     p = torch.exp(s - m)
-    total = p.sum(-1, keepdim=True)
+    total = p.sum(-1, keepdim=True) + torch.exp(extra - m)
     nothing = total == 0
     total = torch.where(nothing, 1.0, total)
     out = (_weighted(p, v, visible) / total).to(q.dtype)
@@ -145,29 +172,40 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> str | None:
     return None
 
 
+def _refuses(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
+) -> str | None:  # fmt: skip
+    if (alibi_slopes is not None or sinks is not None) and (not q.is_cpu or native.emulated):
+        return "alibi_slopes and sinks: its kernels have neither"
+    return refuses(q, k, v)
+
+
 def _native(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
     if mask is not None and mask.ndim < 4:
         mask = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
     native.C.attention(
-        check.unit_stride(q), check.unit_stride(k), check.unit_stride(v), mask, *outputs, causal, left, right,
-        softcap or 0.0, q.shape[3] ** -0.5 if scale is None else scale,
+        check.unit_stride(q), check.unit_stride(k), check.unit_stride(v), mask,
+        packed(alibi_slopes), packed(sinks), *outputs, causal, left, right, softcap or 0.0,
+        q.shape[3] ** -0.5 if scale is None else scale,
     )  # fmt: skip
 
 
 _op = Op(
     "attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor? mask, int causal, int left, int right, float? softcap, float? scale)"
-    " -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, int causal, int left, int right, float? softcap, float? scale,"
+    " Tensor? alibi_slopes, Tensor? sinks) -> (Tensor, Tensor)",
     contract=contract,
     reference=reference,
     native=_native,
     cuda=True,
-    refuses=refuses,
-    gradients=(0, 1, 2, 3),
+    refuses=_refuses,
+    gradients=(0, 1, 2, 3, 9, 10),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
 )
 
 
@@ -175,7 +213,8 @@ _op = Op(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *,
     causal: bool | str = ..., mask: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
-    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[False] = ...,
+    softcap: float | None = ..., scale: float | None = ..., alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -183,7 +222,8 @@ def attention(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *,
     causal: bool | str = ..., mask: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
-    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[True],
+    softcap: float | None = ..., scale: float | None = ..., alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -197,11 +237,13 @@ def attention(
     window: int | tuple[int, int] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over a whole sequence of queries.
 
-    q          (B, Hq, Sq, D); float32, bfloat16 (float16, float64 through the reference)
+    q          (B, Hq, Sq, D); float32, bfloat16, float16 on the CPU (others, float64 through the reference)
     k, v       (B, Hkv, Skv, D), (B, Hkv, Skv, Dv), dtype and device of q; Hkv divides Hq: query head h reads key head
                h // (Hq / Hkv). Any strides.
     causal     True: row i sits at position i + Skv - Sq (the last row sees every key); "upper_left": at position i
@@ -210,11 +252,14 @@ def attention(
                (left, right): keys from position - left to position + right, -1 = no limit
     softcap    c > 0: scores become c * tanh(s / c), before masks
     scale      default 1 / sqrt(D)
+    alibi_slopes  (Hq,) float32: the score of a key at a distance d from the row's position falls by slope * d
+    sinks      (Hq,) float32: a logit that takes its share of each row's weight and has no value
     Returns out (B, Hq, Sq, Dv) like q; with return_lse also lse (B, Hq, Sq), natural logarithm, float32 (float64 for
-    float64). A row without a visible key: out 0, lse -inf. Differentiable in q, k, v and a floating mask.
+    float64). A row without a visible key: out 0, lse -inf (or the sink). Differentiable in q, k, v, a floating mask,
+    alibi_slopes and sinks. The GPU kernels take neither of the last two.
     Raises ValueError (shapes, options, devices) or TypeError (dtypes) that names the argument.
     """
     kind = check.choice(causal, "causal", CAUSAL)
     left, right = window_sides(window, kind != 0)
-    out, lse = _op(q, k, v, mask, kind, left, right, softcap, scale)
+    out, lse = _op(q, k, v, mask, kind, left, right, softcap, scale, alibi_slopes, sinks)
     return (out, lse) if return_lse else out

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, native
-from hexad_kernels.attention import CAUSAL, check_heads, check_numbers, refuses, window_sides
+from hexad_kernels.attention import CAUSAL, check_heads, check_numbers, check_per_head, packed, refuses, window_sides
 from hexad_kernels.attention import reference as attend
 from hexad_kernels.op import Op
 
 
 def contract(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check.tensor(q, "q", rank=3)
     check.tensor(k, "k", rank=3)
@@ -42,6 +42,10 @@ def contract(
         raise ValueError("cu_seqlens_q: is empty, wants at least one entry")
     check.shape(cu_seqlens_k, "cu_seqlens_k", (cu_seqlens_q.shape[0],), "cu_seqlens_q's shape")
     check_numbers(softcap, scale)
+    if alibi_slopes is not None:
+        check_per_head(alibi_slopes, "alibi_slopes", q, heads)
+    if sinks is not None:
+        check_per_head(sinks, "sinks", q, heads)
     return q.new_empty(tokens, heads, v.shape[2]), check.empty_statistics(q, heads, tokens)
 
 
@@ -59,7 +63,7 @@ def _starts(cu_seqlens: Tensor, name: str, tokens: int) -> list[int]:
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     at_q = _starts(cu_seqlens_q, "cu_seqlens_q", q.shape[0])
     at_k = _starts(cu_seqlens_k, "cu_seqlens_k", k.shape[0])
@@ -67,7 +71,7 @@ def reference(
     outs, lses = [q[:, :, :0, :1].expand(-1, -1, -1, v.shape[3])], []
     for a, b, c, d in zip(at_q, at_q[1:], at_k, at_k[1:]):
         out, lse = attend(
-            q[:, :, a:b], k[:, :, c:d], v[:, :, c:d], None, causal, left, right, softcap, scale
+            q[:, :, a:b], k[:, :, c:d], v[:, :, c:d], None, causal, left, right, softcap, scale, alibi_slopes, sinks
         )  # fmt: skip
         outs.append(out)
         lses.append(lse[0])
@@ -78,11 +82,11 @@ def reference(
 def _native(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
     native.C.attention_varlen(
         check.unit_stride(q), check.unit_stride(k), check.unit_stride(v), cu_seqlens_q.contiguous(),
-        cu_seqlens_k.contiguous(), *outputs, causal, left, right, softcap or 0.0,
+        cu_seqlens_k.contiguous(), packed(alibi_slopes), packed(sinks), *outputs, causal, left, right, softcap or 0.0,
         q.shape[2] ** -0.5 if scale is None else scale,
     )  # fmt: skip
 
@@ -90,12 +94,13 @@ def _native(
 _op = Op(
     "attention_varlen",
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int causal, int left, int right,"
-    " float? softcap, float? scale) -> (Tensor, Tensor)",
+    " float? softcap, float? scale, Tensor? alibi_slopes, Tensor? sinks) -> (Tensor, Tensor)",
     contract=contract,
     reference=reference,
     native=_native,
     refuses=refuses,
-    gradients=(0, 1, 2),
+    gradients=(0, 1, 2, 10, 11),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
 )
 
 
@@ -103,7 +108,8 @@ _op = Op(
 def attention_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *,
     causal: bool | str = ..., window: int | tuple[int, int] | None = ...,
-    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[False] = ...,
+    softcap: float | None = ..., scale: float | None = ..., alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -111,7 +117,8 @@ def attention_varlen(
 def attention_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *,
     causal: bool | str = ..., window: int | tuple[int, int] | None = ...,
-    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[True],
+    softcap: float | None = ..., scale: float | None = ..., alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -126,20 +133,22 @@ def attention_varlen(
     window: int | tuple[int, int] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over packed sequences.
 
-    q             (Tq, Hq, D); float32, bfloat16 (float16, float64 through the reference)
+    q             (Tq, Hq, D); float32, bfloat16, float16 (float64 through the reference)
     k, v          (Tk, Hkv, D), (Tk, Hkv, Dv); Hkv divides Hq
     cu_seqlens_q  (N + 1,) int32: sequence n is rows cu[n] to cu[n + 1]; from 0 to Tq, never falling
     cu_seqlens_k  (N + 1,) int32, the same for keys, to Tk
-    causal, window, softcap, scale   as in attention, within each sequence
+    causal, window, softcap, scale, alibi_slopes, sinks   as in attention, within each sequence
     Returns out (Tq, Hq, Dv) like q; with return_lse also lse (Hq, Tq), float32 (float64 for float64).
-    Differentiable in q, k, v. Raises ValueError or TypeError that names the argument; starts that do not fit are found
-    before anything is written (on the CPU).
+    Differentiable in q, k, v, alibi_slopes and sinks. Raises ValueError or TypeError that names the argument; starts
+    that do not fit are found before anything is written (on the CPU).
     """
     kind = check.choice(causal, "causal", CAUSAL)
     left, right = window_sides(window, kind != 0)
-    out, lse = _op(q, k, v, cu_seqlens_q, cu_seqlens_k, kind, left, right, softcap, scale)
+    out, lse = _op(q, k, v, cu_seqlens_q, cu_seqlens_k, kind, left, right, softcap, scale, alibi_slopes, sinks)
     return (out, lse) if return_lse else out

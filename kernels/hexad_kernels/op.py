@@ -31,7 +31,7 @@ from hexad_kernels import native as native_module
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
 NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-# What the fast lane takes besides NATIVE_DTYPES, and each type's bit in bindings/lane.h.
+# What the fast lane takes besides an op's own dtypes, and each type's bit in bindings/lane.h.
 _INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
 _DLPACK_CODES = {torch.bool: 6, torch.uint8: 1, torch.bfloat16: 4}
 
@@ -49,7 +49,6 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _plain_on_cpu: Any = native_module.C and native_module.C.plain_on_cpu
-_ACCEPTED = sum(map(_dtype_bit, (*NATIVE_DTYPES, *_INTEGERS)))
 _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -121,6 +120,7 @@ class Op:
     cuda        whether `native` has CUDA kernels
     gradients   indices of the arguments that get gradients (through the reference)
     refuses     (*args) -> reason the native kernels can't serve these arguments, or None
+    dtypes      floating dtypes of the CPU's native kernel
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class Op:
         cuda: bool = False,
         gradients: Sequence[int] = (),
         refuses: Callable[..., str | None] | None = None,
+        dtypes: tuple[torch.dtype, ...] = NATIVE_DTYPES,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -142,6 +143,8 @@ class Op:
         self.cuda = cuda
         self.gradients = tuple(gradients)
         self.refuses = refuses
+        self.dtypes = dtypes
+        self._accepted = sum(map(_dtype_bit, (*dtypes, *_INTEGERS)))
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
@@ -176,7 +179,7 @@ class Op:
             self._native_here
             and not _dispatch_modes()
             and _functorch_active() is None
-            and _plain_on_cpu(args, _ACCEPTED, _is_grad_enabled())
+            and _plain_on_cpu(args, self._accepted, _is_grad_enabled())
         )
 
     @staticmethod
@@ -257,9 +260,11 @@ class Op:
                 return f"HEXAD_CUDA_EMULATED was {'' if native_module.emulated else 'not '}set when the process started"
             if name == "cuda" and native_module.C.cuda_missing():
                 return native_module.C.cuda_missing()
+            dtypes = self.dtypes if name == "cpu" else NATIVE_DTYPES
             for a in tensors:
-                if a.dtype.is_floating_point and a.dtype not in NATIVE_DTYPES:
-                    return f"{a.dtype} (its kernels are for float32 and bfloat16)"
+                if a.dtype.is_floating_point and a.dtype not in dtypes:
+                    known = " and ".join(str(d).removeprefix("torch.") for d in dtypes)
+                    return f"{a.dtype} (its kernels are for {known})"
             return self.refuses(*args) if self.refuses else None
         if name == "triton" and _interpreting:
             return "TRITON_INTERPRET=1 is set: the backend is triton-interpreted"

@@ -12,8 +12,14 @@ def row(call, i):
     return Call(tuple(t[i : i + 1] for t in call.args), kwargs)
 
 
-def case(name, q, kv=None, *, value_dim=None, mask=None, dtype_size=4, **options):
-    """q (B, Hq, Sq, D), kv (Hkv, Skv); mask: a shape and a kind, "bool" or "add"."""
+def blocks(rows, keys, size):
+    """Rows see the keys of their own block, and every third block from the start."""
+    row, key = torch.arange(rows)[:, None] // size, torch.arange(keys) // size
+    return (row == key) | ((key % 3 == 0) & (key < row))
+
+
+def case(name, q, kv=None, *, value_dim=None, mask=None, alibi=False, sinks=False, dtype_size=4, **options):
+    """q (B, Hq, Sq, D), kv (Hkv, Skv); mask: a shape and a kind, "bool" or "add", or a tensor."""
     flags = {k: options.pop(k) for k in ("small", "bench", "bench_only") if k in options}
     batch, heads, rows, dim = q
     kv_heads, keys = kv or (heads, rows)
@@ -22,7 +28,13 @@ def case(name, q, kv=None, *, value_dim=None, mask=None, dtype_size=4, **options
     def make(g):
         kwargs = {"return_lse": True, **options}
         qkv = rand(g, *q), rand(g, batch, kv_heads, keys, dim), rand(g, batch, kv_heads, keys, value_dim)
-        if mask:
+        if alibi:
+            kwargs["alibi_slopes"] = 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float64)
+        if sinks:
+            kwargs["sinks"] = rand(g, heads)
+        if isinstance(mask, torch.Tensor):
+            kwargs["mask"] = mask
+        elif mask:
             shape, kind = mask
             draw = rand(g, *shape)
             kwargs["mask"] = draw > -0.5 if kind == "bool" else draw.masked_fill(draw < -1.5, -torch.inf)
@@ -30,7 +42,10 @@ def case(name, q, kv=None, *, value_dim=None, mask=None, dtype_size=4, **options
 
     pairs = batch * heads * rows * keys / (2 if options.get("causal") else 1)
     size = batch * (heads * rows * (dim + value_dim) + kv_heads * keys * (dim + value_dim)) * dtype_size
-    return Case(name, make, row, batch=batch, work=Work(flops=2 * pairs * (dim + value_dim), bytes=size), **flags)
+    return Case(
+        name, make, row, batch=batch, statistics=("alibi_slopes", "sinks"),
+        work=Work(flops=2 * pairs * (dim + value_dim), bytes=size), **flags,
+    )  # fmt: skip
 
 
 CASES = [
@@ -57,7 +72,24 @@ CASES = [
     case("no_keys", (1, 2, 3, 8), (2, 0), causal=True),
     case("no_rows", (2, 2, 0, 8), (2, 5)),
     case("empty_batch", (0, 2, 3, 8), (2, 5)),
+    case("blocks", (1, 2, 150, 64), mask=blocks(150, 150, 20)),
+    case("row_blocks_and_tiles", (2, 3, 97, 33), (1, 129), value_dim=65, causal=True),
+    case("wide_heads", (1, 2, 50, 530), (1, 66), value_dim=520, causal=True),
     case("gpt_prefill", (1, 12, 1024, 64), causal=True, bench=True),
     case("dit", (2, 6, 256, 72), bench=True, bench_only=True),
     case("llama_prefill", (1, 32, 2048, 128), (8, 2048), causal=True, bench=True, bench_only=True),
+    case("full_128", (1, 8, 1024, 128), bench=True, bench_only=True),
+    case("short", (8, 12, 128, 64), causal=True, bench=True, bench_only=True),
+    case("masked", (1, 8, 1024, 64), mask=((1024, 1024), "bool"), bench=True, bench_only=True),
 ]  # fmt: skip
+
+# What only the CPU's kernel serves: these options, and float16.
+CPU_CASES = [
+    case("alibi", (2, 4, 70, 16), (2, 150), causal=True, alibi=True),
+    case("alibi_both_sides", (1, 4, 50, 40), (4, 90), alibi=True, softcap=5.0, window=(60, 9)),
+    case("sinks", (2, 4, 70, 64), (1, 70), causal=True, window=30, sinks=True),
+    case("sinks_without_keys", (2, 4, 9, 64), (2, 4), causal=True, sinks=True),
+    case("everything", (2, 4, 40, 24), (2, 90), mask=((2, 1, 40, 90), "add"), alibi=True, sinks=True, softcap=4.0),
+    case("plain", (2, 4, 70, 40), (2, 150)),
+    case("masked", (2, 4, 70, 33), (2, 150), value_dim=65, mask=((70, 150), "bool"), causal=True),
+]

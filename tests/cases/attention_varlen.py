@@ -2,13 +2,15 @@ import torch
 
 from tests.cases import Call, Case, Work, rand
 
+ALL = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def starts(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
 
 
-def case(name, lengths_q, lengths_k, heads, dim, *, value_dim=None, by_row=True, **options):
-    flags = {k: options.pop(k) for k in ("small", "bench", "bench_only") if k in options}
+def case(name, lengths_q, lengths_k, heads, dim, *, value_dim=None, by_row=True, alibi=False, sinks=False, **options):
+    flags = {k: options.pop(k) for k in ("small", "bench", "bench_only", "dtypes") if k in options}
     heads, kv_heads = heads
     value_dim = value_dim or dim
     at_q, at_k = starts(lengths_q), starts(lengths_k)
@@ -16,7 +18,9 @@ def case(name, lengths_q, lengths_k, heads, dim, *, value_dim=None, by_row=True,
     def make(g):
         q = rand(g, sum(lengths_q), heads, dim)
         k, v = rand(g, sum(lengths_k), kv_heads, dim), rand(g, sum(lengths_k), kv_heads, value_dim)
-        return Call((q, k, v, at_q, at_k), {"return_lse": not by_row, **options})
+        extra = {"alibi_slopes": rand(g, heads).abs()} if alibi else {}
+        extra |= {"sinks": rand(g, heads)} if sinks else {}
+        return Call((q, k, v, at_q, at_k), {"return_lse": not by_row, **options, **extra})
 
     def row(call, i):
         q, k, v, _, _ = call.args
@@ -28,7 +32,7 @@ def case(name, lengths_q, lengths_k, heads, dim, *, value_dim=None, by_row=True,
     size = 4 * (dim + value_dim) * (sum(lengths_q) * heads + sum(lengths_k) * kv_heads)
     return Case(
         name, make, row if by_row else None, lambda out, i: out[at_q[i] : at_q[i + 1]], batch=len(lengths_q),
-        work=Work(flops=2 * pairs * (dim + value_dim), bytes=size), **flags,
+        statistics=("alibi_slopes", "sinks"), work=Work(flops=2 * pairs * (dim + value_dim), bytes=size), **flags,
     )  # fmt: skip
 
 
@@ -38,5 +42,7 @@ CASES = [
     case("upper_left", (9, 4), (6, 30), (2, 1), 8, causal="upper_left"),
     case("with_lse", (7, 0, 20), (30, 4, 0), (6, 2), 64, by_row=False, small=True),
     case("no_sequences", (), (), (2, 1), 8, by_row=False),
+    case("alibi_and_sinks", (5, 70, 1), (9, 70, 1), (4, 2), 16, causal=True, alibi=True, sinks=True, dtypes=ALL),
+    case("half", (5, 70, 33), (5, 90, 33), (4, 2), 40, causal=True, dtypes=ALL),
     case("mixed_batch", (512, 64, 200, 1), (512, 64, 200, 900), (12, 12), 64, causal=True, bench=True, bench_only=True),
 ]  # fmt: skip

@@ -89,12 +89,16 @@ HEXAD_API hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tensor
  *   strides but 1 in the last dimension; lse (B, Hq, Sq) float32. Hkv divides Hq.
  *   causal 0: no; 1: row i sits at i + Skv - Sq; 2: at i, and sees no later key.
  *   left, right: keys from position - left to position + right; -1: no limit.
- *   mask (B or 1, Hq or 1, Sq or 1, Skv or 1): bool (nonzero = attend), float32 or bfloat16
+ *   mask (B or 1, Hq or 1, Sq or 1, Skv or 1): bool (nonzero = attend), float32 or q's dtype
  * (added). softcap c > 0: s <- c tanh(s / c) before masks; 0: off. A row that sees nothing: out 0,
  * lse -inf.
+ *   alibi_slopes (Hq) float32: s <- s - slope |position - j| after the cap. sinks (Hq) float32:
+ * each row's weights share with a key of that score and no value. Both may be NULL, on CUDA they
+ * must. float32, bfloat16; on the CPU float16.
  */
 HEXAD_API hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor* k,
                                        const hexad_tensor* v, const hexad_tensor* mask,
+                                       const hexad_tensor* alibi_slopes, const hexad_tensor* sinks,
                                        hexad_tensor* out, hexad_tensor* lse, int32_t causal,
                                        int64_t left, int64_t right, float softcap, float scale,
                                        hexad_stream stream);
@@ -103,13 +107,12 @@ HEXAD_API hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor
  *   q, out (Tq, Hq, D or Dv), k, v (Tk, Hkv, D or Dv), lse (Hq, Tq) float32; cu_seqlens_q,
  *   cu_seqlens_k (N + 1) int32: sequence n has rows cu[n] to cu[n + 1]. The rest as in attention.
  */
-HEXAD_API hexad_status hexad_attention_varlen(const hexad_tensor* q, const hexad_tensor* k,
-                                              const hexad_tensor* v,
-                                              const hexad_tensor* cu_seqlens_q,
-                                              const hexad_tensor* cu_seqlens_k, hexad_tensor* out,
-                                              hexad_tensor* lse, int32_t causal, int64_t left,
-                                              int64_t right, float softcap, float scale,
-                                              hexad_stream stream);
+HEXAD_API hexad_status
+hexad_attention_varlen(const hexad_tensor* q, const hexad_tensor* k, const hexad_tensor* v,
+                       const hexad_tensor* cu_seqlens_q, const hexad_tensor* cu_seqlens_k,
+                       const hexad_tensor* alibi_slopes, const hexad_tensor* sinks,
+                       hexad_tensor* out, hexad_tensor* lse, int32_t causal, int64_t left,
+                       int64_t right, float softcap, float scale, hexad_stream stream);
 
 /* coupling: y_active = x_active * exp(s) + shift, or its inverse; y_passive = x_passive.
  *   x, y (B, C, ...), each batch row contiguous, float32 or bfloat16; log_det (B) float32 = +-sum

@@ -182,7 +182,9 @@ def tiles(dtype: torch.dtype, dim: int, masked: bool) -> dict[str, int]:
     return {"BM": 64, "BN": keys, "num_warps": 4 if dim <= 128 else 8, "num_stages": 2}
 
 
-def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: object) -> str | None:
+def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: object) -> str | None:
+    if rest[-2] is not None or rest[-1] is not None:
+        return "alibi_slopes and sinks: its kernel has neither"
     if max(q.shape[-1], v.shape[-1]) > 256:
         return f"head dimension {max(q.shape[-1], v.shape[-1])}, its tiles hold 256"
     return refuse_dtypes(q, None if mask is None or mask.dtype == torch.bool else mask)
@@ -191,7 +193,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: object) ->
 def run(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
     out, lse = outputs
     batch, heads, rows, dim = q.shape
