@@ -136,8 +136,12 @@ class Rows {
     for (int n = 0; n < kTile / kLanes; ++n) {
       w[n] = exp_falling(load(p + n * kLanes) - m);
       if (!whole_) w[n] = select(hide_[n], zero(), w[n]);
-      store(p + n * kLanes,
-            std::is_same<C, int8_t>::value ? w[n] * load(tile.v_scale + n * kLanes) : w[n]);
+      if constexpr (kPaired<C>)
+        store(pairs_ + r * kTile + n * kLanes, w[n]);
+      else if constexpr (std::is_same<C, int8_t>::value)
+        store(p + n * kLanes, w[n] * load(tile.v_scale + n * kLanes));
+      else
+        store(p + n * kLanes, w[n]);
     }
     total_[r] = total_[r] * alpha_[r] + sum((w[0] + w[1]) + (w[2] + w[3]));
   }
@@ -146,9 +150,17 @@ class Rows {
   void values(const Tile<C>& tile, const Tile<C>& next) {
     for (int r = 0; r < rows_; r += kTogether)
       with_rows(std::min(kTogether, rows_ - r), [&](auto count) {
-        weigh<decltype(count)::value>(out_ + r * o_step_, o_step_, alpha_ + r, p_ + r * kTile,
-                                      tile.v, next.v, g_.value_dim, tile.begin, tile.end);
+        const auto* p = weights_of(r);
+        weigh<decltype(count)::value>(out_ + r * o_step_, o_step_, alpha_ + r, p, tile.v, next.v,
+                                      g_.value_dim, tile.begin, tile.end);
       });
+  }
+
+  auto weights_of(int r) const {
+    if constexpr (kPaired<C>)
+      return pairs_ + r * kTile;
+    else
+      return p_ + r * kTile;
   }
 
   void finish() {
@@ -175,12 +187,13 @@ class Rows {
   const int64_t begin_;
   const int rows_;
   const int64_t q_step_, o_step_;
-  bool whole_;                           // the tile has no hidden keys
-  vi hide_[kTile / kLanes];              // else these are hidden
-  Tile<C> tiles_[2];                     // the one at work and the next
-  alignas(64) Query<C> q_[kRowFloats];   // queries; scaled, but for pairs
-  alignas(64) float out_[kRowFloats];    // sums, not yet divided
-  alignas(64) float p_[kBlock * kTile];  // scores, then weights
+  bool whole_;                                               // the tile has no hidden keys
+  vi hide_[kTile / kLanes];                                  // else these are hidden
+  Tile<C> tiles_[2];                                         // the one at work and the next
+  alignas(64) Query<C> q_[kRowFloats];                       // queries; scaled, but for pairs
+  alignas(64) float out_[kRowFloats];                        // sums, not yet divided
+  alignas(64) float p_[kBlock * kTile];                      // scores, then weights
+  alignas(64) bf16 pairs_[kPaired<C> ? kBlock * kTile : 1];  // weights in pairs
   float best_[kBlock], total_[kBlock], alpha_[kBlock];
 };
 

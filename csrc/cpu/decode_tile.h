@@ -22,7 +22,7 @@ constexpr int kUnit = int(sizeof(float) / sizeof(C));  // elements of a cache in
 
 // Whether sums go by pairs of bfloat16.
 template <class C>
-constexpr bool kPaired = false && std::is_same<C, bf16>::value;
+constexpr bool kPaired = HEXAD_PAIRS && std::is_same<C, bf16>::value;
 
 HEXAD_INLINE int64_t rounded_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
@@ -159,6 +159,19 @@ HEXAD_INLINE reg element(reg unit, const int8_t*) {
   return __builtin_convertvector(((ireg)unit << (24 - 8 * e)) >> 24, reg);
 }
 
+#if HEXAD_PAIRS
+// Elements i of `a` and `b` side by side: pairs 0 .. 15, then 16 .. 31.
+template <size_t... L>
+HEXAD_INLINE void interleave(reg a, reg b, pairs* out, std::index_sequence<L...>) {
+  typedef uint16_t words __attribute__((vector_size(sizeof(reg))));
+  out[0] = (pairs)__builtin_shufflevector((words)a, (words)b, (L / 2 + L % 2 * 32)...);
+  out[1] = (pairs)__builtin_shufflevector((words)a, (words)b, (L / 2 + L % 2 * 32 + 16)...);
+}
+HEXAD_INLINE void interleave(reg a, reg b, pairs* out) {
+  interleave(a, b, out, std::make_index_sequence<32>{});
+}
+#endif
+
 template <class C>
 using Query = std::conditional_t<kPaired<C>, bf16, float>;
 
@@ -266,6 +279,63 @@ void weigh(float* out, int64_t out_step, const float* factor, const float* p, co
   if (at < columns)
     weigh_strip<R, 1, true>(out, out_step, factor, p, v, next, at, columns - at, begin, end);
 }
+
+#if HEXAD_PAIRS
+// The same by pairs of keys counted from the tile's first, columns 32 at a time. A key that the
+// rows do not see is half of a pair at most: its weight and its value are 0.
+template <int R, int NV>
+void weigh_strip(float* out, int64_t out_step, const float* factor, const bf16* p,
+                 const bf16* const* v, const bf16* const* next, int64_t at, int64_t columns,
+                 int begin, int end) {
+  constexpr int kWide = 2 * kLanes;
+  vf sum[R][2 * NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < 2 * NV; ++n)
+      sum[r][n] = load(out + r * out_step + at + n * kLanes) * set1(factor[r]);
+  const auto add = [&](int j, bool first, bool second) __attribute__((always_inline)) {
+    pairs x[2 * NV];
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; ++n) {
+      const int64_t here = at + n * kWide;
+      const reg a = first ? load_units(v[j] + here, columns - here) : zero();
+      const reg b = second ? load_units(v[j + 1] + here, columns - here) : zero();
+      interleave(a, b, x + 2 * n);
+      __builtin_prefetch(next[j] + here, 0, 2);
+      __builtin_prefetch(next[j + 1] + here, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const pairs w = spread_pair(p + r * kTile + j);
+#pragma GCC unroll 8
+      for (int n = 0; n < 2 * NV; ++n) sum[r][n] = dot(w, x[n], sum[r][n]);
+    }
+  };
+  int j = begin;
+  if (j % 2) add(j - 1, false, true), ++j;
+  for (; j + 1 < end; j += 2) add(j, true, true);
+  if (j < end) add(j, true, false);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < 2 * NV; ++n) store(out + r * out_step + at + n * kLanes, sum[r][n]);
+}
+
+template <int R>
+void weigh(float* out, int64_t out_step, const float* factor, const bf16* p, const bf16* const* v,
+           const bf16* const* next, int64_t columns, int begin, int end) {
+  constexpr int NV = std::max(1, std::min(4, kAccumulators / 2 / R));
+  int64_t at = 0;
+  for (; at + NV * 2 * kLanes <= columns; at += NV * 2 * kLanes)
+    weigh_strip<R, NV>(out, out_step, factor, p, v, next, at, columns, begin, end);
+  if constexpr (NV > 2)
+    for (; at + 4 * kLanes <= columns; at += 4 * kLanes)
+      weigh_strip<R, 2>(out, out_step, factor, p, v, next, at, columns, begin, end);
+  for (; at < columns; at += 2 * kLanes)
+    weigh_strip<R, 1>(out, out_step, factor, p, v, next, at, columns, begin, end);
+}
+#endif
 
 // body(std::integral_constant<int, n>) for n <= kTogether.
 template <class Body>
