@@ -107,28 +107,16 @@ HEXAD_INLINE void prefetch(const C* p, int64_t n) {
 }
 
 typedef int32_t ireg __attribute__((vector_size(sizeof(reg))));
-typedef uint16_t hreg __attribute__((vector_size(sizeof(reg) / 2)));
-typedef int8_t breg __attribute__((vector_size(sizeof(reg) / 4)));
-
-HEXAD_INLINE reg widen(const float* p) {
-  return load_reg(p);
-}
-HEXAD_INLINE reg widen(const bf16* p) {
-  return (reg)(__builtin_convertvector(load<hreg>(p), ireg) << 16);
-}
-HEXAD_INLINE reg widen(const int8_t* p) {
-  return __builtin_convertvector(__builtin_convertvector(load<breg>(p), ireg), reg);
-}
 
 // The first n elements, n less than a register's; the rest is zero.
 template <class C>
-HEXAD_INLINE reg widen_part(const C* p, int64_t n) {
+HEXAD_INLINE reg load_reg_part(const C* p, int64_t n) {
   if constexpr (std::is_same<reg, vf>::value && !std::is_same<C, int8_t>::value) {
     return load_part(p, n);
   } else {
     C buffer[kRegLanes] = {};
     memcpy(buffer, p, n * sizeof(C));
-    return widen(buffer);
+    return load_reg(buffer);
   }
 }
 
@@ -206,12 +194,9 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
   int64_t d = 0;
   for (; d + kRegLanes * U <= dims; d += kRegLanes * U) {
     reg square[kRegLanes];
+    load_turned(reinterpret_cast<const void* const*>(k), d * int64_t(sizeof(C)), square);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRegLanes; ++i) {
-      square[i] = load<reg>(k[i] + d);
-      __builtin_prefetch(next[i] + d, 0, 2);
-    }
-    transpose(square);
+    for (int i = 0; i < kRegLanes; ++i) __builtin_prefetch(next[i] + d, 0, 2);
 #pragma GCC unroll 16
     for (int i = 0; i < kRegLanes; ++i) add_unit<R, C>(square[i], q + d + i * U, q_step, U, s);
   }
@@ -246,7 +231,7 @@ void weigh_strip(float* out, int64_t out_step, const float* factor, const float*
     reg x[NV];
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n)
-      x[n] = kPart ? widen_part(v[j] + at, part) : widen(v[j] + at + n * kRegLanes);
+      x[n] = kPart ? load_reg_part(v[j] + at, part) : load_reg(v[j] + at + n * kRegLanes);
     prefetch(next[j] + at, kPart ? 1 : NV * kRegLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -325,13 +310,10 @@ void weigh_strip(float* out, int64_t out_step, const float* factor, const bf16* 
 template <int R>
 void weigh(float* out, int64_t out_step, const float* factor, const bf16* p, const bf16* const* v,
            const bf16* const* next, int64_t columns, int begin, int end) {
-  constexpr int NV = std::max(1, std::min(4, kAccumulators / 2 / R));
+  constexpr int NV = R <= 6 ? 2 : 1;
   int64_t at = 0;
   for (; at + NV * 2 * kLanes <= columns; at += NV * 2 * kLanes)
     weigh_strip<R, NV>(out, out_step, factor, p, v, next, at, columns, begin, end);
-  if constexpr (NV > 2)
-    for (; at + 4 * kLanes <= columns; at += 4 * kLanes)
-      weigh_strip<R, 2>(out, out_step, factor, p, v, next, at, columns, begin, end);
   for (; at < columns; at += 2 * kLanes)
     weigh_strip<R, 1>(out, out_step, factor, p, v, next, at, columns, begin, end);
 }
