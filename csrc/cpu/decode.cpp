@@ -36,6 +36,12 @@ void task(const DecodeArgs& a, int64_t b, int64_t h, int64_t begin, int64_t end)
   };
   g.cache.k = lane(static_cast<const C*>(a.k), a.k_stride);
   g.cache.v = lane(static_cast<const C*>(a.v), a.v_stride);
+  if (a.int8) {
+    g.cache.k_scale = lane(a.k_scale, a.k_scale_stride);
+    g.cache.v_scale = lane(a.v_scale, a.v_scale_stride);
+  }
+  if (a.slopes) g.slopes = a.slopes + head * a.slopes_stride, g.slopes_head = a.slopes_stride;
+  if (a.sinks) g.sinks = a.sinks + head * a.sinks_stride, g.sinks_head = a.sinks_stride;
   if (a.table) g.cache.table = a.table + b * a.table_stride[0];
   g.cache.table_step = a.table_stride[1], g.cache.page = a.page;
   g.lo = a.left < 0 ? 0 : std::max<int64_t>(0, length - 1 - a.left), g.hi = length;
@@ -65,7 +71,10 @@ void run(const DecodeArgs& a) {
 namespace HEXAD_ISA {
 
 void decode(const DecodeArgs& a) {
-  a.bf16 ? run<bf16, bf16>(a) : run<float, float>(a);
+  if (a.int8)
+    a.bf16 ? run<bf16, int8_t>(a) : run<float, int8_t>(a);
+  else
+    a.bf16 ? run<bf16, bf16>(a) : run<float, float>(a);
 }
 
 }  // namespace HEXAD_ISA

@@ -17,6 +17,8 @@ struct Group {
   T* out;
   float* lse;
   int64_t q_head, out_head, lse_head;  // strides
+  const float *slopes, *sinks;         // null: none
+  int64_t slopes_head, sinks_head;
   Cache<C> cache;
   int64_t lo, hi;  // keys that the newest position sees
   int64_t head_dim, value_dim;
@@ -73,8 +75,9 @@ class Rows {
         tiles_[here ^ 1].locate(g_.cache, base, g_.lo, g_.hi);
         next = &tiles_[here ^ 1];
       }
+      if constexpr (std::is_same<C, int8_t>::value) tiles_[here].take_scales(g_.cache);
       scores(tile, *next);
-      hide(tile);
+      place(tile);
       for (int r = 0; r < rows_; r += kLanes) soften(tile, r, std::min(rows_ - r, kLanes));
       values(tile, *next);
     }
@@ -89,7 +92,11 @@ class Rows {
       });
   }
 
-  void hide(const Tile<C>& tile) {
+  // What holds for the tile whatever the row: how far ahead keys are, and which are hidden.
+  void place(const Tile<C>& tile) {
+    if (g_.slopes)
+      for (int n = 0; n < kTile / kLanes; ++n)
+        ahead_[n] = set1(float(tile.base + n * kLanes - (g_.hi - 1))) + to_float(iota());
     whole_ = tile.begin == 0 && tile.end == kTile;
     if (whole_) return;
     for (int n = 0; n < kTile / kLanes; ++n) {
@@ -106,7 +113,7 @@ class Rows {
     for (int i = 0; i < count; ++i) {
       const int r = at + i;
       vf s[kTile / kLanes];
-      adjust(tile, p_ + r * kTile, s);
+      adjust(tile, r, s);
       was[i] = best_[r];
       best_[r] = std::max(best_[r], max_across(larger(larger(s[0], s[1]), larger(s[2], s[3]))));
       // Where the best stays, -inf included, the factor is 1.
@@ -116,13 +123,16 @@ class Rows {
     for (int i = 0; i < count; ++i) weights(tile, at + i);
   }
 
-  HEXAD_INLINE void adjust(const Tile<C>& tile, float* p, vf* s) const {
+  HEXAD_INLINE void adjust(const Tile<C>& tile, int r, vf* s) {
+    float* p = p_ + r * kTile;
+    const vf slope = set1(g_.slopes ? g_.slopes[(begin_ + r) * g_.slopes_head] : 0.f);
 #pragma GCC unroll 4
     for (int n = 0; n < kTile / kLanes; ++n) {
       s[n] = load(p + n * kLanes);
       if (kPaired<C>) s[n] = s[n] * set1(g_.scale);
       if (std::is_same<C, int8_t>::value) s[n] = s[n] * load(tile.k_scale + n * kLanes);
       if (g_.softcap > 0) s[n] = set1(g_.softcap) * tanh(s[n] / set1(g_.softcap));
+      if (g_.slopes) s[n] = s[n] + slope * ahead_[n];
       if (!whole_) s[n] = select(hide_[n], set1(-__builtin_inff()), s[n]);
       store(p + n * kLanes, s[n]);
     }
@@ -165,34 +175,51 @@ class Rows {
 
   void finish() {
     for (int r = 0; r < rows_; r += kLanes) {
+      const int count = std::min(rows_ - r, kLanes);
+      std::fill(alpha_ + r, alpha_ + r + kLanes, 1.f);
+      if (g_.sinks) join_sinks(r, count);
       float lse[kLanes];
       store(lse, load(best_ + r) + log(load(total_ + r)));
-      for (int j = 0; j < std::min(kLanes, rows_ - r); ++j) write(r + j, lse[j]);
+      for (int j = 0; j < count; ++j) write(r + j, lse[j]);
     }
+  }
+
+  // One more key, whose value is 0, in each row's softmax.
+  void join_sinks(int at, int count) {
+    float fell[kLanes] = {}, sink[kLanes] = {};
+    for (int i = 0; i < count; ++i) {
+      const float was = best_[at + i], s = g_.sinks[(begin_ + at + i) * g_.sinks_head];
+      best_[at + i] = std::max(was, s);
+      const float base = best_[at + i] == -__builtin_inff() ? 0.f : best_[at + i];
+      fell[i] = was - base, sink[i] = s - base;
+    }
+    const vf alpha = exp_falling(load(fell));
+    store(alpha_ + at, alpha);
+    store(total_ + at, load(total_ + at) * alpha + exp_falling(load(sink)));
   }
 
   void write(int64_t r, float lse) {
     const bool nothing = total_[r] == 0;
     g_.lse[(begin_ + r) * g_.lse_head] = nothing ? -__builtin_inff() : lse;
-    const vf total = set1(nothing ? 1.f : total_[r]);
+    const vf total = set1(nothing ? 1.f : total_[r]), alpha = set1(alpha_[r]);
+    const float* sums = out_ + r * o_step_;
     T* out = g_.out + (begin_ + r) * g_.out_head;
     int64_t d = 0;
-    for (; d + kLanes <= g_.value_dim; d += kLanes)
-      store(out + d, load(out_ + r * o_step_ + d) / total);
-    if (d < g_.value_dim)
-      store_first(out + d, load(out_ + r * o_step_ + d) / total, g_.value_dim - d);
+    for (; d + kLanes <= g_.value_dim; d += kLanes) store(out + d, load(sums + d) * alpha / total);
+    if (d < g_.value_dim) store_first(out + d, load(sums + d) * alpha / total, g_.value_dim - d);
   }
 
   const Group<T, C>& g_;
   const int64_t begin_;
   const int rows_;
   const int64_t q_step_, o_step_;
-  bool whole_;                                               // the tile has no hidden keys
-  vi hide_[kTile / kLanes];                                  // else these are hidden
-  Tile<C> tiles_[2];                                         // the one at work and the next
-  alignas(64) Query<C> q_[kRowFloats];                       // queries; scaled, but for pairs
-  alignas(64) float out_[kRowFloats];                        // sums, not yet divided
-  alignas(64) float p_[kBlock * kTile];                      // scores, then weights
+  bool whole_;                           // the tile has no hidden keys
+  vi hide_[kTile / kLanes];              // else these are hidden
+  vf ahead_[kTile / kLanes];             // how far keys are ahead of the newest: not above 0
+  Tile<C> tiles_[2];                     // the one at work and the next
+  alignas(64) Query<C> q_[kRowFloats];   // queries; scaled, but for pairs
+  alignas(64) float out_[kRowFloats];    // sums, not yet divided
+  alignas(64) float p_[kBlock * kTile];  // scores, then weights
   alignas(64) bf16 pairs_[kPaired<C> ? kBlock * kTile : 1];  // weights in pairs
   float best_[kBlock], total_[kBlock], alpha_[kBlock];
 };

@@ -11,6 +11,7 @@
 
 #include "cpu/math.h"
 #include "cpu/pairs.h"
+#include "cpu/turn.h"
 
 namespace hexad {
 namespace {
@@ -59,6 +60,12 @@ struct Cache {
   int64_t table_step, page;
 };
 
+// Into the second-level cache: a tile may be larger than the first.
+template <class C>
+HEXAD_INLINE void prefetch(const C* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(p + i, 0, 2);
+}
+
 template <class C>
 struct Tile {
   int64_t base;    // the key that the tile counts from
@@ -71,40 +78,47 @@ struct Tile {
     begin = int(std::clamp<int64_t>(lo - at, 0, kTile));
     end = int(std::clamp<int64_t>(hi - at, 0, kTile));
     find(cache, cache.k, k), find(cache, cache.v, v);
-    if constexpr (std::is_same<C, int8_t>::value) {
-      copy(cache, cache.k_scale, k_scale), copy(cache, cache.v_scale, v_scale);
-    }
+    // The scales are copied when they are needed: waiting for memory here would stop the tile
+    // before.
+    if constexpr (std::is_same<C, int8_t>::value)
+      touch(cache, cache.k_scale), touch(cache, cache.v_scale);
+  }
+
+  void take_scales(const Cache<C>& cache) {
+    copy(cache, cache.k_scale, k_scale), copy(cache, cache.v_scale, v_scale);
   }
 
  private:
+  template <class E, class Each>
+  void runs_of(const Cache<C>& cache, const Lane<E>& lane, const Each& each) const {
+    runs(lane, cache.table, cache.table_step, cache.page, base + begin, end - begin, each);
+  }
+
   void find(const Cache<C>& cache, const Lane<C>& lane, const C** out) {
-    runs(lane, cache.table, cache.table_step, cache.page, base + begin, end - begin,
-         [&](int64_t j, const C* p, int64_t n) {
-           for (int64_t i = 0; i < n; ++i) out[begin + j + i] = p + i * lane.slot;
-         });
+    runs_of(cache, lane, [&](int64_t j, const C* p, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) out[begin + j + i] = p + i * lane.slot;
+    });
     // Keys that no row sees: any readable ones do, their scores are hidden.
     std::fill(out, out + begin, out[begin]);
     std::fill(out + end, out + kTile, out[begin]);
   }
 
+  void touch(const Cache<C>& cache, const Lane<float>& lane) const {
+    runs_of(cache, lane,
+            [&](int64_t, const float* p, int64_t n) { prefetch(p, (n - 1) * lane.slot + 1); });
+  }
+
   void copy(const Cache<C>& cache, const Lane<float>& lane, float* out) {
     std::fill(out, out + kTile, 0.f);
-    runs(lane, cache.table, cache.table_step, cache.page, base + begin, end - begin,
-         [&](int64_t j, const float* p, int64_t n) {
-           if (lane.slot == 1) {
-             memcpy(out + begin + j, p, n * sizeof(float));
-             return;
-           }
-           for (int64_t i = 0; i < n; ++i) out[begin + j + i] = p[i * lane.slot];
-         });
+    runs_of(cache, lane, [&](int64_t j, const float* p, int64_t n) {
+      if (lane.slot == 1) {
+        memcpy(out + begin + j, p, n * sizeof(float));
+        return;
+      }
+      for (int64_t i = 0; i < n; ++i) out[begin + j + i] = p[i * lane.slot];
+    });
   }
 };
-
-// Into the second-level cache: a tile may be larger than the first.
-template <class C>
-HEXAD_INLINE void prefetch(const C* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(p + i, 0, 2);
-}
 
 typedef int32_t ireg __attribute__((vector_size(sizeof(reg))));
 

@@ -52,7 +52,7 @@ class Case:
     bench         also measured by bench/
     bench_only    too large for the tests
     dtypes        dtypes to test
-    statistics    positional arguments that stay float32 in any narrower dtype
+    statistics    arguments, by place or by name, that stay float32 in any narrower dtype
     """
 
     name: str
@@ -64,7 +64,7 @@ class Case:
     bench: bool = False
     bench_only: bool = False
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
-    statistics: tuple[int, ...] = ()
+    statistics: tuple[int | str, ...] = ()
     work: Work | None = None
 
 
@@ -82,7 +82,8 @@ def build(case: Case, dtype: torch.dtype, seed: int = 0) -> Call:
     cast = call.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
     wide = torch.promote_types(dtype, torch.float32)
     args = tuple(call.args[i].to(wide) if i in case.statistics else a for i, a in enumerate(cast.args))
-    return Call(args, cast.kwargs)
+    kwargs = {k: call.kwargs[k].to(wide) if k in case.statistics else v for k, v in cast.kwargs.items()}
+    return Call(args, kwargs)
 
 
 def cases() -> dict[str, list[Case]]:
