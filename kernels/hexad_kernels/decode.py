@@ -159,7 +159,8 @@ def reference(
             with_sink = torch.logaddexp(lse, sinks[:, None])
             share = torch.where(with_sink == -torch.inf, 0.0, torch.exp(lse - with_sink))
             out, lse = out * share[..., None], with_sink
-        outs.append(out[:, :, 0].to(q.dtype)), lses.append(lse[:, :, 0])
+        outs.append(out[:, :, 0].to(q.dtype))
+        lses.append(lse[:, :, 0])
     return torch.cat(outs), torch.cat(lses)
 
 

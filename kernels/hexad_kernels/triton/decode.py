@@ -87,7 +87,7 @@ def refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | No
 def run(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
-    softcap: float | None, scale: float | None, *_: None,
+    softcap: float | None, scale: float | None, *absent: None,
 ) -> None:  # fmt: skip
     out, lse = outputs
     batch, heads, dim = q.shape
