@@ -28,6 +28,8 @@ DType dtype_of(const hexad_tensor& t) {
       return DType::f16;
     case 2 << 8 | 64:
       return DType::f64;
+    case 0 << 8 | 8:
+      return DType::i8;
     case 0 << 8 | 32:
       return DType::i32;
     case 0 << 8 | 64:
@@ -49,6 +51,8 @@ const char* name_of(DType d) {
       return "float16";
     case DType::f64:
       return "float64";
+    case DType::i8:
+      return "int8";
     case DType::i32:
       return "int32";
     case DType::i64:

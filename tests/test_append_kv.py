@@ -57,6 +57,60 @@ def test_generating_token_by_token_has_the_prefills_bits(page, dtype):
         assert torch.equal(out, whole[:, :, n])
 
 
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("interleaved", [None, False, True])
+def test_an_int8_cache_holds_the_rounded_rows_and_their_scales(name, dtype, interleaved):
+    k, v = draw(2, HEADS, 3, DIM, dtype=dtype), draw(2, HEADS, 3, 24, seed=8, dtype=dtype)
+    v[0, 0, 0] = 0
+    caches = [torch.full((2, HEADS, ROOM, d), 99, dtype=torch.int8) for d in (DIM, 24)]
+    scales = {name: torch.full((2, HEADS, ROOM), 9.0) for name in ("k_scale", "v_scale")}
+    options = {} if interleaved is None else {**tables(), "interleaved": interleaved}
+    starts = int32(5, 37)
+    with hexad_kernels.backend(name):
+        append_kv(k, v, *caches, starts, **options, **scales)
+        if interleaved is not None:
+            k = rope(k.float(), **tables(), positions=starts, interleaved=interleaved)
+    for x, cache, scale in zip((k.float(), v.float()), caches, scales.values()):
+        want = x.abs().amax(-1) / 127
+        near = (x / torch.where(want > 0, want, 1)[..., None]).round().to(torch.int8)
+        for b, at in enumerate(starts.tolist()):
+            assert torch.equal(cache[b, :, at : at + 3], near[b]) and torch.equal(scale[b, :, at : at + 3], want[b])
+            cache[b, :, at : at + 3], scale[b, :, at : at + 3] = 99, 9
+        assert (cache == 99).all() and (scale == 9).all()
+
+
+@pytest.mark.parametrize("page", [None, 8])
+def test_decoding_from_an_int8_cache_is_near_decoding_from_a_float_one(page):
+    q, k, v = draw(2, 6, DIM), draw(2, HEADS, ROOM, DIM, seed=8), draw(2, HEADS, ROOM, DIM, seed=9)
+    shape, options = (2, HEADS, ROOM, DIM), {}
+    if page:
+        options["block_table"] = torch.randperm(2 * ROOM // page).to(torch.int32).view(2, -1)
+        shape = (2 * ROOM // page, HEADS, page, DIM)
+    floats = [torch.zeros(shape) for _ in range(2)]
+    ints = [torch.zeros(shape, dtype=torch.int8) for _ in range(2)]
+    scales = {name: torch.zeros(shape[:3]) for name in ("k_scale", "v_scale")}
+    append_kv(k, v, *floats, int32(0, 0), **options)
+    append_kv(k, v, *ints, int32(0, 0), **options, **scales)
+    lengths = int32(ROOM, 11)
+    near, exact = decode(q, *ints, lengths, **options, **scales), decode(q, *floats, lengths, **options)
+    assert 0 < (near - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 3, DIM - 1])
+def test_an_int8_row_that_is_not_finite_decodes_to_nan(name, bad, at):
+    k, v = draw(1, 1, 2, DIM), draw(1, 1, 2, DIM, seed=8)
+    v[0, 0, 1, at] = bad
+    caches = [torch.zeros(1, 1, 4, DIM, dtype=torch.int8) for _ in range(2)]
+    scales = {name: torch.zeros(1, 1, 4) for name in ("k_scale", "v_scale")}
+    with hexad_kernels.backend(name):
+        append_kv(k, v, *caches, int32(0), **scales)
+        assert decode(k[:, :, 0], *caches, int32(1), **scales).isfinite().all()
+        assert decode(k[:, :, 0], *caches, int32(2), **scales).isnan().all()
+
+
 def test_a_strided_cache_is_written_in_place():
     k, v = draw(2, HEADS, 3, DIM), draw(2, HEADS, 3, DIM, seed=8)
     plain = [torch.zeros(2, HEADS, ROOM, DIM) for _ in range(2)]
@@ -79,6 +133,10 @@ def test_compiles_without_graph_breaks():
     assert torch.equal(traced[0], eager[0]) and torch.equal(traced[1], eager[1]) and eager[1].any()
 
 
+INT8 = {c: torch.zeros(2, HEADS, ROOM, DIM, dtype=torch.int8) for c in ("k_cache", "v_cache")}
+SCALES = {s: torch.zeros(2, HEADS, ROOM) for s in ("k_scale", "v_scale")}
+
+
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 @pytest.mark.parametrize(
     ("change", "error", "text"),
@@ -93,7 +151,29 @@ def test_compiles_without_graph_breaks():
         ({"v": torch.zeros(2, HEADS, 4, DIM)}, ValueError, "v: got shape"),
         ({"k_cache": torch.zeros(2, HEADS, ROOM, 8)}, ValueError, "k_cache: got shape"),
         ({"v_cache": torch.zeros(2, HEADS, ROOM, 8)}, ValueError, "v_cache: got shape"),
-        ({"k_cache": torch.zeros(2, HEADS, ROOM, DIM).double()}, TypeError, "v_cache: got float32"),
+        ({"k_cache": torch.zeros(2, HEADS, ROOM, DIM).double()}, TypeError, "k_cache: got float64, wants k's float32"),
+        (
+            {"k_cache": torch.zeros(1, HEADS, ROOM, DIM).expand(2, -1, -1, -1)},
+            ValueError,
+            "k_cache: its 2 entries of dim",
+        ),
+        (
+            {"v_cache": torch.zeros(2, HEADS, ROOM, 1).expand(-1, -1, -1, DIM)},
+            ValueError,
+            "v_cache: its 16 entries of ",
+        ),
+        (
+            INT8 | SCALES | {"k_scale": torch.zeros(1).expand(2, HEADS, ROOM)},
+            ValueError,
+            "k_scale: its 2 entries of di",
+        ),
+        (INT8, ValueError, "k_scale: missing, an int8 cache wants its scales"),
+        (SCALES, ValueError, "k_scale: given, but k_cache is float32: scales are an int8 cache's"),
+        (
+            INT8 | SCALES | {"v_scale": torch.zeros(2, HEADS, 8)},
+            ValueError,
+            "v_scale: got shape (2, 2, 8), wants (2, 2",
+        ),
         ({"cos": torch.zeros(ROOM, 8)}, ValueError, "sin: missing, cos and sin come together"),
         ({"cos": torch.zeros(9, 8), "sin": torch.zeros(9, 8)}, ValueError, "lengths: row 1 starts at 7, wants 0 to 6"),
         ({"cos": torch.zeros(2, 8), "sin": torch.zeros(2, 8)}, ValueError, "cos: has 2 positions, wants at least k's"),

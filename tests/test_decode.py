@@ -44,6 +44,19 @@ def test_every_row_of_a_prefill(options, dtype):
         assert torch.equal(one, out[:, :, n - 1]) and torch.equal(one_lse, lse[:, :, n - 1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 1), (12, 3), (5, 1), (12, 2), (7, 1), (16, 2), (26, 2), (70, 1)])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 96), (47, 33), (5, 1), (300, 257)], ids=str)
+def test_any_group_and_head_dimension_has_the_prefills_bits(heads, dims, dtype):
+    g = torch.Generator().manual_seed(4)
+    shapes = (2, heads[0], 131, dims[0]), (2, heads[1], 131, dims[0]), (2, heads[1], 131, dims[1])
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in shapes)
+    for n in (131, 65, 3):
+        whole, lses = attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], causal=True, return_lse=True)
+        out, lse = decode(q[:, :, n - 1], k, v, int32(n, n), return_lse=True)
+        assert torch.equal(out, whole[:, :, -1]) and torch.equal(lse, lses[:, :, -1])
+
+
 def test_the_comparison_of_bits_sees_another_order_of_summation():
     """The inverse of the tests around it: the same keys summed the other way round are close, not equal."""
     q, k, v = inputs()
@@ -111,14 +124,120 @@ def test_an_empty_sequence_is_zero():
     assert torch.equal(out[1], v[1, :, 0].repeat_interleave(HEADS // KV_HEADS, 0))
 
 
+def int8_cache(cache):
+    scale = cache.abs().amax(-1) / 127
+    return (cache / scale[..., None]).round().to(torch.int8), scale
+
+
+def int8_caches(k, v):
+    (k, k_scale), (v, v_scale) = int8_cache(k.float()), int8_cache(v.float())
+    return (k, v), {"k_scale": k_scale, "v_scale": v_scale}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_an_int8_cache_costs_as_much_as_its_rounding(name, dtype):
+    q, k, v = inputs(dtype=dtype)
+    lengths = int32(150, 1, 77)
+    caches, scales = int8_caches(k, v)
+    with hexad_kernels.backend(name):
+        out = decode(q[:, :, 0], *caches, lengths, **scales)
+        unrounded = decode(q[:, :, 0].float(), k.float(), v.float(), lengths)
+        widened = [c * scales[s][..., None] for c, s in zip(caches, scales)]
+        same = decode(q[:, :, 0].float(), *widened, lengths)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), same, atol=1e-5, rtol=0 if dtype == torch.float32 else 2**-8)
+    assert 1e-4 < (out.float() - unrounded).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("page", [1, 7, 16, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_paging_an_int8_cache_does_not_change_bits(page, dtype):
+    q, k, v = inputs(dtype=dtype)
+    lengths = int32(150, 0, 77)
+    caches, scales = int8_caches(k, v)
+    (k_pages, table), (v_pages, _) = (paged(c.float(), page) for c in caches)
+    pages = [c.nan_to_num(-128).to(torch.int8) for c in (k_pages, v_pages)]
+    page_scales = {name: paged(s[..., None], page)[0][..., 0] for name, s in scales.items()}
+    for window in (None, 33):
+        plain = decode(q[:, :, 0], *caches, lengths, window=window, **scales)
+        found = decode(q[:, :, 0], *pages, lengths, block_table=table, window=window, **page_scales)
+        assert torch.equal(found, plain) and plain.isfinite().all()
+
+
+def test_no_scale_is_read_past_a_length_or_before_a_window():
+    q, k, v = inputs()
+    lengths = int32(10, 64, 100)
+    caches, scales = int8_caches(k, v)
+    plain = decode(q[:, :, 0], *caches, lengths, window=20, **scales)
+    for b, n in enumerate(lengths.tolist()):
+        for scale in scales.values():
+            scale[b, :, n:] = math.nan
+            scale[b, :, : max(0, n - 20)] = math.inf
+    assert torch.equal(decode(q[:, :, 0], *caches, lengths, window=20, **scales), plain)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_alibi_is_a_bias_of_a_prefill(name):
+    q, k, v = inputs()
+    slopes = 2.0 ** -torch.linspace(1, 6, HEADS)
+    with hexad_kernels.backend(name):
+        for n in (1, 64, 150):
+            bias = slopes[:, None, None] * -(n - 1 - torch.arange(n))
+            whole, lses = attention(q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], mask=bias[None], return_lse=True)
+            out, lse = decode(q[:, :, n - 1], k, v, int32(n, n, n), alibi_slopes=slopes, return_lse=True)
+            torch.testing.assert_close(out, whole[:, :, 0])
+            torch.testing.assert_close(lse, lses[:, :, 0])
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_sink_is_a_key_without_a_value(name):
+    """As gpt-oss has it: the logit stands beside the scores in the softmax and is dropped afterwards."""
+    q, k, v = inputs()
+    sinks = torch.tensor([0.0, 3.0, -3.0, 80.0, -math.inf, 1.0])
+    lengths = int32(150, 0, 77)
+    with hexad_kernels.backend(name):
+        out, lse = decode(q[:, :, 0], k, v, lengths, sinks=sinks, return_lse=True)
+        plain, plain_lse = decode(q[:, :, 0], k, v, lengths, return_lse=True)
+    group = HEADS // KV_HEADS
+    for b, n in enumerate(lengths.tolist()):
+        for h in range(HEADS):
+            scores = k[b, h // group, :n] @ q[b, h, 0] * DIM**-0.5
+            weights = torch.cat([scores, sinks[h : h + 1]]).softmax(0)[:-1]
+            if n:
+                torch.testing.assert_close(out[b, h], weights @ v[b, h // group, :n])
+                torch.testing.assert_close(lse[b, h], torch.cat([scores, sinks[h : h + 1]]).logsumexp(0))
+    assert torch.equal(lse[1], sinks) and (out[1] == 0).all()
+    assert torch.equal(out[:, 4], plain[:, 4]) and torch.equal(lse[:, 4], plain_lse[:, 4])
+
+
+def test_gpu_kernels_refuse_what_they_do_not_have():
+    q, k, v = inputs()
+    caches, scales = int8_caches(k, v)
+    triton = pytest.importorskip("hexad_kernels.triton.decode")
+    none = (None,) * 4
+    options = (int32(1, 1, 1), None, -1, None, None)
+    assert triton.refuses(q[:, :, 0], k, v, *options, *none) is None
+    assert "int8" in triton.refuses(q[:, :, 0], *caches, *options, *scales.values(), None, None)
+    for heads in ((torch.zeros(HEADS), None), (None, torch.zeros(HEADS))):
+        assert "alibi_slopes or sinks" in triton.refuses(q[:, :, 0], k, v, *options, None, None, *heads)
+
+
 def test_compiles_without_graph_breaks():
     q, k, v = inputs()
     lengths = int32(150, 3, 77)
     compiled = torch.compile(lambda *t: decode(*t) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q[:, :, 0], k, v, lengths), decode(q[:, :, 0], k, v, lengths) + 1)
+    caches, options = int8_caches(k, v)
+    options |= {"alibi_slopes": torch.ones(HEADS), "sinks": torch.zeros(HEADS)}
+    compiled = torch.compile(lambda *t: decode(*t, **options) + 1, fullgraph=True, backend="aot_eager")
+    arguments = (q[:, :, 0], *caches, lengths)
+    assert torch.equal(compiled(*arguments), decode(*arguments, **options) + 1)
 
 
 T = torch.tensor
+INT8 = {c: torch.zeros(3, KV_HEADS, 150, d, dtype=torch.int8) for c, d in (("k_cache", DIM), ("v_cache", 24))}
+SCALES = {s: torch.ones(3, KV_HEADS, 150) for s in ("k_scale", "v_scale")}
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
@@ -141,6 +260,16 @@ T = torch.tensor
         ({"block_table": int32([0], [3], [2])}, ValueError, "block_table: row 1 has 3 at 0, wants 0 to 2"),
         ({"block_table": int32([0], [1], [-1])}, ValueError, "block_table: row 2 has -1 at 0"),
         ({"block_table": int32([0], [1])}, ValueError, "block_table: got shape (2, 1), wants (3, any)"),
+        ({"k_scale": torch.ones(3, KV_HEADS, 150)}, ValueError, "k_scale: given, but k_cache is float32"),
+        (INT8 | {"v_scale": torch.ones(3, KV_HEADS, 150)}, ValueError, "k_scale: missing, an int8 cache wants its"),
+        (INT8 | SCALES | {"v_scale": torch.ones(3, KV_HEADS, 149)}, ValueError, "v_scale: got shape (3, 2, 149)"),
+        (INT8 | SCALES | {"v_scale": SCALES["v_scale"].double()}, TypeError, "v_scale: got float64, wants float32"),
+        (INT8 | SCALES | {"v_cache": torch.zeros(3, KV_HEADS, 150, 24)}, TypeError, "v_cache: got float32, wants k_c"),
+        ({"q": torch.zeros(3, HEADS, DIM, dtype=torch.int8)}, TypeError, "q: got int8"),
+        ({"alibi_slopes": torch.zeros(HEADS - 1)}, ValueError, "alibi_slopes: got shape (5,), wants (6) = (Hq,)"),
+        ({"alibi_slopes": torch.zeros(HEADS).bfloat16()}, TypeError, "alibi_slopes: got bfloat16, wants float32"),
+        ({"sinks": torch.zeros(1, HEADS)}, ValueError, "sinks: got 2 dimensions"),
+        ({"sinks": 0.5}, TypeError, "sinks: got float, wants a torch.Tensor"),
         ({"window": 0}, ValueError, "window: got 0"),
         ({"softcap": -1.0}, ValueError, "softcap: got -1.0"),
     ],

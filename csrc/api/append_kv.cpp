@@ -1,6 +1,8 @@
 #include "op/append_kv.h"
 
-#include "api/heads.h"
+#include <algorithm>
+
+#include "api/cache.h"
 #include "cpu/table.h"
 
 using namespace hexad;
@@ -9,24 +11,28 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
                                         hexad_tensor* k_cache, hexad_tensor* v_cache,
                                         const hexad_tensor* lengths,
                                         const hexad_tensor* block_table, const hexad_tensor* cos,
-                                        const hexad_tensor* sin, int32_t interleaved,
-                                        hexad_stream) {
+                                        const hexad_tensor* sin, hexad_tensor* k_scale,
+                                        hexad_tensor* v_scale, int32_t interleaved, hexad_stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {k, v, k_cache, v_cache};
     const char* names[] = {"k", "v", "k_cache", "v_cache"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 4);
     require_rank(lengths, "lengths", 1);
-    const DType dtype = require_floats(tensors, names, 4);
+    const DType dtype = require_floats(tensors, names, 2);
     require_cpu(*k, "append_kv");
-    for (int i = 0; i < 3; ++i) {
-      require_size(*v, "v", i, k->shape[i]);
-      require_size(*v_cache, "v_cache", i, k_cache->shape[i]);
-    }
+    const bool int8 = require_cache(*k_cache, *v_cache, k_scale, v_scale, *k);
+    for (int i = 0; i < 3; ++i) require_size(*v, "v", i, k->shape[i]);
     require_size(*k_cache, "k_cache", 1, k->shape[1]);
     require_size(*k_cache, "k_cache", 3, k->shape[3]);
     require_size(*v_cache, "v_cache", 3, v->shape[3]);
     require_distinct(*k_cache, "k_cache");
     require_distinct(*v_cache, "v_cache");
+    if (int8) {
+      require_distinct(*k_scale, "k_scale");
+      require_distinct(*v_scale, "v_scale");
+      if (std::max(k->shape[3], v->shape[3]) > kMaxHeadDim)
+        fail(HEXAD_UNSUPPORTED, "k: head dimension over %lld", (long long)kMaxHeadDim);
+    }
     const int64_t batch = k->shape[0], rows = k->shape[2];
     HEXAD_REQUIRE(!cos == !sin, "%s: missing, cos and sin come together", cos ? "sin" : "cos");
     require_places(*k_cache, *lengths, block_table, batch, 0, rows);
@@ -45,6 +51,10 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
     if (cos) {
       args.cos = data<float>(*cos), args.sin = data<float>(*sin);
       args.cos_stride = stride(*cos, 0), args.sin_stride = stride(*sin, 0);
+    }
+    if (int8) {
+      args.k_scale = data<float>(*k_scale), args.v_scale = data<float>(*v_scale);
+      strides_of(*k_scale, 3, args.k_scale_stride), strides_of(*v_scale, 3, args.v_scale_stride);
     }
     args.bf16 = dtype == DType::bf16, args.interleaved = interleaved != 0;
     args.batch = batch, args.kv_heads = k->shape[1], args.rows = rows;

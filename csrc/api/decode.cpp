@@ -1,6 +1,6 @@
 #include "op/decode.h"
 
-#include "api/heads.h"
+#include "api/cache.h"
 #include "cpu/table.h"
 #include "cuda/launch.h"
 
@@ -8,7 +8,9 @@ using namespace hexad;
 
 extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
                                      const hexad_tensor* v_cache, const hexad_tensor* lengths,
-                                     const hexad_tensor* block_table, hexad_tensor* out,
+                                     const hexad_tensor* block_table, const hexad_tensor* k_scale,
+                                     const hexad_tensor* v_scale, const hexad_tensor* alibi_slopes,
+                                     const hexad_tensor* sinks, hexad_tensor* out,
                                      hexad_tensor* lse, int64_t left, float softcap, float scale,
                                      hexad_stream stream) {
   return guarded([&] {
@@ -18,16 +20,27 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     require_rank(lengths, "lengths", 1);
     require_rank(out, "out", 3);
     require_rank(lse, "lse", 2);
-    const hexad_tensor* tensors[] = {q, k_cache, v_cache, out};
-    const char* names[] = {"q", "k_cache", "v_cache", "out"};
-    const DType dtype = require_floats(tensors, names, 4);
+    const hexad_tensor* tensors[] = {q, out};
+    const char* names[] = {"q", "out"};
+    const DType dtype = require_floats(tensors, names, 2);
+    const bool int8 = require_cache(*k_cache, *v_cache, k_scale, v_scale, *q);
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);
     for (int i = 0; i < 2; ++i) {
       require_size(*out, "out", i, q->shape[i]);
       require_size(*lse, "lse", i, q->shape[i]);
     }
-    for (int i = 0; i < 3; ++i) require_size(*v_cache, "v_cache", i, k_cache->shape[i]);
+    const hexad_tensor* per_head[] = {alibi_slopes, sinks};
+    const char* per_head_names[] = {"alibi_slopes", "sinks"};
+    for (int i = 0; i < 2; ++i) {
+      if (!per_head[i]) continue;
+      require_rank(per_head[i], per_head_names[i], 1);
+      require_dtype(*per_head[i], per_head_names[i], DType::f32);
+      require_device(*per_head[i], per_head_names[i], *q);
+      require_size(*per_head[i], per_head_names[i], 0, q->shape[1]);
+    }
+    if (on_cuda(*q) && (int8 || alibi_slopes || sinks))
+      fail(HEXAD_UNSUPPORTED, "decode has no CUDA kernel for int8 caches, alibi_slopes or sinks");
     require_size(*k_cache, "k_cache", 3, q->shape[2]);
     require_size(*out, "out", 2, v_cache->shape[3]);
     require_heads(q->shape[1], k_cache->shape[1], q->shape[2], v_cache->shape[3]);
@@ -44,7 +57,14 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
       args.table = data<int32_t>(*block_table);
       strides_of(*block_table, 2, args.table_stride);
     }
-    args.bf16 = dtype == DType::bf16;
+    if (int8) {
+      args.k_scale = data<float>(*k_scale), args.v_scale = data<float>(*v_scale);
+      strides_of(*k_scale, 3, args.k_scale_stride), strides_of(*v_scale, 3, args.v_scale_stride);
+    }
+    if (alibi_slopes)
+      args.slopes = data<float>(*alibi_slopes), args.slopes_stride = stride(*alibi_slopes, 0);
+    if (sinks) args.sinks = data<float>(*sinks), args.sinks_stride = stride(*sinks, 0);
+    args.bf16 = dtype == DType::bf16, args.int8 = int8;
     args.batch = q->shape[0], args.heads = q->shape[1], args.kv_heads = k_cache->shape[1];
     args.page = k_cache->shape[2];
     args.head_dim = q->shape[2], args.value_dim = v_cache->shape[3];

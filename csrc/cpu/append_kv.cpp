@@ -8,7 +8,54 @@
 namespace hexad {
 namespace {
 
+constexpr int64_t kRow = 3840;  // the longest row that the door lets through to be quantised
+
+// x as int8 with the scale max |x| / 127; a row with a NaN has the scale NaN, with an infinity inf.
+void quantise(const float* x, int64_t n, int8_t* to, float* scale) {
+  vf most = zero();
+  vi numbers = set1i(-1);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vf v = abs(load_part(x + i, std::min<int64_t>(n - i, kLanes)));
+    most = max(most, v);
+    numbers = numbers & equal(v, v);
+  }
+  float lane[kLanes];
+  store(lane, select(numbers, most, set1(__builtin_nanf(""))));
+  float top = 0;
+  for (float m : lane) top = m > top || m != m ? m : top;
+  *scale = top / 127.f;
+  const vf step = set1(*scale > 0 ? *scale : 1.f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t here = std::min<int64_t>(n - i, kLanes);
+    const vf v = load_part(x + i, here) / step;
+    const vf near = round(max(set1(-127.f), min(set1(127.f), v)));
+    store(lane, select(equal(v, v), near, zero()));
+    for (int64_t j = 0; j < here; ++j) to[i + j] = int8_t(lane[j]);
+  }
+}
+
+// Copies a row of k or v, rotated where cos is given.
 template <class T>
+void put_row(const T* x, int64_t n, T* to, float*, const float* cos, const float* sin,
+             bool interleaved) {
+  if (cos)
+    rotate(x, to, cos, sin, n, interleaved);
+  else
+    std::copy(x, x + n, to);
+}
+
+// The same into an int8 cache: rotated and measured in float32.
+template <class T>
+void put_row(const T* x, int64_t n, int8_t* to, float* scale, const float* cos, const float* sin,
+             bool interleaved) {
+  float row[kRow];
+  for (int64_t i = 0; i < n; ++i) row[i] = to_float(x[i]);
+  if (cos) rotate(row, row, cos, sin, n, interleaved);
+  quantise(row, n, to, scale);
+}
+
+// T: new rows, C: the cache.
+template <class T, class C>
 void run(const AppendKvArgs& a, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const int64_t s = t % a.rows, h = t / a.rows % a.kv_heads, b = t / a.rows / a.kv_heads;
@@ -23,15 +70,18 @@ void run(const AppendKvArgs& a, int64_t begin, int64_t end) {
     };
     const T* k = static_cast<const T*>(a.k) + place(a.k_stride, b, s);
     const T* v = static_cast<const T*>(a.v) + place(a.v_stride, b, s);
-    T* k_to = static_cast<T*>(a.k_cache) + place(a.k_cache_stride, page, slot);
-    T* v_to = static_cast<T*>(a.v_cache) + place(a.v_cache_stride, page, slot);
-    if (a.cos)
-      rotate(k, k_to, a.cos + position * a.cos_stride, a.sin + position * a.sin_stride, a.head_dim,
-             a.interleaved);
-    else
-      std::copy(k, k + a.head_dim, k_to);
-    std::copy(v, v + a.value_dim, v_to);
+    const float* cos = a.cos ? a.cos + position * a.cos_stride : nullptr;
+    const float* sin = a.cos ? a.sin + position * a.sin_stride : nullptr;
+    put_row(k, a.head_dim, static_cast<C*>(a.k_cache) + place(a.k_cache_stride, page, slot),
+            a.k_scale + place(a.k_scale_stride, page, slot), cos, sin, a.interleaved);
+    put_row(v, a.value_dim, static_cast<C*>(a.v_cache) + place(a.v_cache_stride, page, slot),
+            a.v_scale + place(a.v_scale_stride, page, slot), nullptr, nullptr, false);
   }
+}
+
+template <class T>
+void run(const AppendKvArgs& a, int64_t begin, int64_t end) {
+  a.k_scale ? run<T, int8_t>(a, begin, end) : run<T, T>(a, begin, end);
 }
 
 }  // namespace

@@ -1,42 +1,67 @@
-// One query per sequence: one task is a sequence and a key head, whose query heads share the keys.
+// One query per sequence: a task is a sequence and a head of its cache, whose query heads go
+// together. Longer sequences come first, so that no thread is left with one at the end.
 #include "op/decode.h"
 
-#include "cpu/attend_few.h"
+#include "cpu/decode_rows.h"
 #include "cpu/parallel.h"
 
 namespace hexad {
 namespace {
 
-template <class T>
+constexpr int64_t kSorted = 1024;  // sequences that are put in order
+
+// Sequences by falling length; ties and the order do not matter to the result.
+void longest_first(const DecodeArgs& a, int16_t* order) {
+  for (int64_t b = 0; b < a.batch; ++b) {
+    const int32_t length = a.lengths[b * a.lengths_stride];
+    int64_t at = b;
+    for (; at > 0 && a.lengths[order[at - 1] * a.lengths_stride] < length; --at)
+      order[at] = order[at - 1];
+    order[at] = int16_t(b);
+  }
+}
+
+template <class T, class C>
+void task(const DecodeArgs& a, int64_t b, int64_t h, int64_t begin, int64_t end) {
+  const int64_t head = h * (a.heads / a.kv_heads), length = a.lengths[b * a.lengths_stride];
+  Group<T, C> g{};
+  g.q = static_cast<const T*>(a.q) + b * a.q_stride[0] + head * a.q_stride[1];
+  g.out = static_cast<T*>(a.out) + b * a.out_stride[0] + head * a.out_stride[1];
+  g.lse = a.lse + b * a.lse_stride[0] + head * a.lse_stride[1];
+  g.q_head = a.q_stride[1], g.out_head = a.out_stride[1], g.lse_head = a.lse_stride[1];
+  const auto lane = [&](auto* p, const int64_t* step) {
+    using Element = std::remove_pointer_t<decltype(p)>;
+    return Lane<std::remove_const_t<Element>>{p + h * step[1] + (a.table ? 0 : b * step[0]),
+                                              step[0], step[2]};
+  };
+  g.cache.k = lane(static_cast<const C*>(a.k), a.k_stride);
+  g.cache.v = lane(static_cast<const C*>(a.v), a.v_stride);
+  if (a.int8) {
+    g.cache.k_scale = lane(a.k_scale, a.k_scale_stride);
+    g.cache.v_scale = lane(a.v_scale, a.v_scale_stride);
+  }
+  if (a.slopes) g.slopes = a.slopes + head * a.slopes_stride, g.slopes_head = a.slopes_stride;
+  if (a.sinks) g.sinks = a.sinks + head * a.sinks_stride, g.sinks_head = a.sinks_stride;
+  if (a.table) g.cache.table = a.table + b * a.table_stride[0];
+  g.cache.table_step = a.table_stride[1], g.cache.page = a.page;
+  g.lo = a.left < 0 ? 0 : std::max<int64_t>(0, length - 1 - a.left), g.hi = length;
+  g.head_dim = a.head_dim, g.value_dim = a.value_dim;
+  g.scale = a.scale, g.softcap = a.softcap;
+  Rows<T, C>(g, begin, end).run();
+}
+
+template <class T, class C>
 void run(const DecodeArgs& a) {
-  const int64_t group = a.heads / a.kv_heads;
-  const int64_t block = block_rows(a.head_dim, a.value_dim);
-  parallel_for(a.batch * a.kv_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t b = t / a.kv_heads, h = t % a.kv_heads, head = h * group;
-      Job<T> job{};
-      job.q = static_cast<const T*>(a.q) + b * a.q_stride[0] + head * a.q_stride[1];
-      job.q_head = a.q_stride[1];
-      job.out = static_cast<T*>(a.out) + b * a.out_stride[0] + head * a.out_stride[1];
-      job.out_head = a.out_stride[1];
-      job.lse = a.lse + b * a.lse_stride[0] + head * a.lse_stride[1];
-      job.lse_head = a.lse_stride[1];
-      job.group = group;
-      job.keys.k = static_cast<const T*>(a.k) + h * a.k_stride[1];
-      job.keys.v = static_cast<const T*>(a.v) + h * a.v_stride[1];
-      job.keys.k_key = a.k_stride[2], job.keys.v_key = a.v_stride[2];
-      if (a.table) {
-        job.keys.pages = a.table + b * a.table_stride[0];
-        job.keys.pages_step = a.table_stride[1], job.keys.page = a.page;
-        job.keys.k_page = a.k_stride[0], job.keys.v_page = a.v_stride[0];
-      } else {
-        job.keys.k += b * a.k_stride[0], job.keys.v += b * a.v_stride[0];
-      }
-      job.count = a.lengths[b * a.lengths_stride];
-      job.offset = job.count - 1, job.left = a.left, job.right = 0;
-      job.head_dim = a.head_dim, job.value_dim = a.value_dim;
-      job.scale = a.scale, job.softcap = a.softcap;
-      for (int64_t at = 0; at < group; at += block) attend(job, at, std::min(at + block, group));
+  const int64_t group = a.heads / a.kv_heads, block = block_rows(a.head_dim, a.value_dim);
+  const int64_t blocks = (group + block - 1) / block;
+  int16_t order[kSorted];
+  const bool sorted = a.batch > 1 && a.batch <= kSorted;
+  if (sorted) longest_first(a, order);
+  parallel_for(a.batch * a.kv_heads * blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t i = t / blocks / a.kv_heads, begin = t % blocks * block;
+      task<T, C>(a, sorted ? order[i] : i, t / blocks % a.kv_heads, begin,
+                 std::min(begin + block, group));
     }
   });
 }
@@ -46,7 +71,10 @@ void run(const DecodeArgs& a) {
 namespace HEXAD_ISA {
 
 void decode(const DecodeArgs& a) {
-  a.bf16 ? run<bf16>(a) : run<float>(a);
+  if (a.int8)
+    a.bf16 ? run<bf16, int8_t>(a) : run<float, int8_t>(a);
+  else
+    a.bf16 ? run<bf16, bf16>(a) : run<float, float>(a);
 }
 
 }  // namespace HEXAD_ISA

@@ -8,12 +8,19 @@ sequence b lies in page block_table[b, j // page] at slot j % page. The new toke
 
 A row's bits are those of the same row in a causal attention over the same keys, for any batch and any paging.
 
-Papers: Kwon et al. 2023 (PagedAttention, arXiv 2309.06180), Shazeer 2019 (multi-query decoding, 1911.02150).
+An int8 cache has a scale for each slot and head: K = k_cache * k_scale, V = v_cache * v_scale. Two options, with h the
+query head and p = lengths - 1 the newest position, change the softmax:
+
+    alibi_slopes   s_hj <- s_hj - slope_h (p - j)                               after the soft cap
+    sinks          lse_h = ln(exp(sink_h) + sum_j exp(s_hj))                    a logit that has no value
+
+Papers: Kwon et al. 2023 (PagedAttention, arXiv 2309.06180), Shazeer 2019 (multi-query decoding, 1911.02150), Press et
+al. 2022 (ALiBi, 2108.12409), Xiao et al. 2024 (attention sinks, 2309.17453).
 """
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -24,15 +31,24 @@ from hexad_kernels.attention import reference as attend
 from hexad_kernels.op import Op
 
 INDEX = (torch.int32,)
+CACHE = (*check.FLOATS, torch.int8)
 
 
-def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, batch: int) -> None:
-    """Shapes, dtypes and devices of a cache and of what addresses it."""
-    check.tensor(k_cache, "k_cache", rank=4)
-    check.tensor(v_cache, "v_cache", rank=4)
+def check_cache(
+    k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, lengths: Tensor,
+    block_table: Tensor | None, batch: int, like: Tensor, like_name: str,
+) -> None:  # fmt: skip
+    """Shapes, dtypes and devices of a cache and of what addresses it; `like` has a float cache's dtype."""
+    check.tensor(k_cache, "k_cache", rank=4, dtypes=CACHE)
+    check.tensor(v_cache, "v_cache", rank=4, dtypes=CACHE)
+    int8 = k_cache.dtype is torch.int8
+    check.like(k_cache, "k_cache", like, like_name, dtype=not int8)
     pages, heads, page, _ = k_cache.shape
     check.shape(v_cache, "v_cache", (pages, heads, page, None), "(P, Hkv, page, Dv)")
     check.like(v_cache, "v_cache", k_cache, "k_cache")
+    if int8 or k_scale is not None or v_scale is not None:
+        _check_scale(k_scale, "k_scale", k_cache, like)
+        _check_scale(v_scale, "v_scale", k_cache, like)
     check.tensor(lengths, "lengths", rank=1, dtypes=INDEX)
     check.like(lengths, "lengths", k_cache, "k_cache", dtype=False)
     check.shape(lengths, "lengths", (batch,), "(B,)")
@@ -43,6 +59,26 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: 
         check.tensor(block_table, "block_table", rank=2, dtypes=INDEX)
         check.like(block_table, "block_table", k_cache, "k_cache", dtype=False)
         check.shape(block_table, "block_table", (batch, None), "(B, max_pages)")
+
+
+def _check_scale(scale: Tensor | None, name: str, cache: Tensor, like: Tensor) -> None:
+    if cache.dtype is not torch.int8:
+        if scale is not None:
+            raise ValueError(f"{name}: given, but k_cache is {check.names([cache.dtype])}: scales are an int8 cache's")
+        return
+    if scale is None:
+        raise ValueError(f"{name}: missing, an int8 cache wants its scales")
+    check.tensor(scale, name, rank=3, dtypes=(check.statistics_dtype(like.dtype),))
+    check.like(scale, name, cache, "k_cache", dtype=False)
+    check.shape(scale, name, tuple(cache.shape[:3]), "(P, Hkv, page)")
+
+
+def check_per_head(value: Tensor | None, name: str, q: Tensor, heads: int) -> None:
+    """One number for each query head."""
+    if value is not None:
+        check.tensor(value, name, rank=1, dtypes=(check.statistics_dtype(q.dtype),))
+        check.like(value, name, q, "q", dtype=False)
+        check.shape(value, name, (heads,), "(Hq,)")
 
 
 def check_places(
@@ -68,21 +104,23 @@ def check_places(
 
 def contract(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, k_scale: Tensor | None, v_scale: Tensor | None,
+    alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check.tensor(q, "q", rank=3)
     batch, heads, dim = q.shape
-    check_cache(k_cache, v_cache, lengths, block_table, batch)
-    check.like(k_cache, "k_cache", q, "q")
+    check_cache(k_cache, v_cache, k_scale, v_scale, lengths, block_table, batch, q, "q")
     if k_cache.shape[3] != dim:
         check.shape(k_cache, "k_cache", (None, None, None, dim), "(P, Hkv, page, D)")
     check_heads(q, heads, k_cache.shape[1], "k_cache")
     check_numbers(softcap, scale)
+    check_per_head(alibi_slopes, "alibi_slopes", q, heads)
+    check_per_head(sinks, "sinks", q, heads)
     return q.new_empty(batch, heads, v_cache.shape[3]), check.empty_statistics(q, batch, heads)
 
 
 def cached_rows(cache: Tensor, b: int, count: int, block_table: Tensor | None) -> Tensor:
-    """Keys 0 .. count - 1 of sequence b as (1, Hkv, count, D)."""
+    """Keys 0 .. count - 1 of sequence b as (1, Hkv, count, D); of scales (1, Hkv, count)."""
     if block_table is None:
         return cache[b : b + 1, :, :count]
     page = cache.shape[2]
@@ -92,45 +130,79 @@ def cached_rows(cache: Tensor, b: int, count: int, block_table: Tensor | None) -
 
 def reference(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, k_scale: Tensor | None, v_scale: Tensor | None,
+    alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     counts = lengths.tolist()
+    if not counts:
+        return contract(
+            q, k_cache, v_cache, lengths, block_table, left, softcap, scale, k_scale, v_scale, alibi_slopes, sinks
+        )
     check_places(counts, -1 if left < 0 else left + 1, 0, block_table, k_cache)
     if block_table is not None:
         # Entries that no key needs (past a length, before the window) may be anything.
         block_table = block_table.clamp(0, k_cache.shape[0] - 1)
-    rows = [
-        attend(
-            q[b : b + 1, :, None], cached_rows(k_cache, b, n, block_table), cached_rows(v_cache, b, n, block_table),
-            None, 1, left, -1, softcap, scale,
-        )
-        for b, n in enumerate(counts)
-    ]  # fmt: skip
-    if not rows:
-        return contract(q, k_cache, v_cache, lengths, block_table, left, softcap, scale)
-    return torch.cat([out[:, :, 0] for out, _ in rows]), torch.cat([lse[:, :, 0] for _, lse in rows])
+    wide = check.statistics_dtype(q.dtype)
+    outs, lses = [], []
+    for b, n in enumerate(counts):
+        k, v = (cached_rows(c, b, n, block_table) for c in (k_cache, v_cache))
+        if k_scale is not None and v_scale is not None:
+            k, v = (
+                cached_rows(scale, b, n, block_table).unsqueeze(-1) * c.to(wide)
+                for c, scale in ((k, k_scale), (v, v_scale))
+            )
+        bias = None
+        if alibi_slopes is not None:
+            bias = (alibi_slopes[:, None] * torch.arange(1 - n, 1, device=q.device))[None, :, None]
+        out, lse = attend(q[b : b + 1, :, None].to(wide), k, v, bias, 1, left, -1, softcap, scale)
+        if sinks is not None:
+            with_sink = torch.logaddexp(lse, sinks[:, None])
+            share = torch.where(with_sink == -torch.inf, 0.0, torch.exp(lse - with_sink))
+            out, lse = out * share[..., None], with_sink
+        outs.append(out[:, :, 0].to(q.dtype))
+        lses.append(lse[:, :, 0])
+    return torch.cat(outs), torch.cat(lses)
 
 
 def _native(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, k_scale: Tensor | None, v_scale: Tensor | None,
+    alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
     native.C.decode(
-        check.unit_stride(q), check.unit_stride(k_cache), check.unit_stride(v_cache), lengths, block_table, *outputs,
-        left, softcap or 0.0, q.shape[2] ** -0.5 if scale is None else scale,
+        check.unit_stride(q), check.unit_stride(k_cache), check.unit_stride(v_cache), lengths, block_table,
+        k_scale, v_scale, alibi_slopes, sinks, *outputs, left, softcap or 0.0,
+        q.shape[2] ** -0.5 if scale is None else scale,
     )  # fmt: skip
+
+
+def gpu_refuses(
+    k_scale: Tensor | None, v_scale: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None
+) -> str | None:
+    """What only the CPU's kernel and the reference have."""
+    if k_scale is not None:
+        return "an int8 cache (its kernels are for float32 and bfloat16)"
+    if alibi_slopes is not None or sinks is not None:
+        return "alibi_slopes or sinks"
+    return None
+
+
+def _refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
+    if not q.is_cpu or native.emulated:
+        return refuses(q, k_cache, v_cache) or gpu_refuses(*rest[-4:])
+    return refuses(q, k_cache, v_cache)
 
 
 _op = Op(
     "decode",
     "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? block_table, int left, float? softcap,"
-    " float? scale) -> (Tensor, Tensor)",
+    " float? scale, Tensor? k_scale, Tensor? v_scale, Tensor? alibi_slopes, Tensor? sinks) -> (Tensor, Tensor)",
     contract=contract,
     reference=reference,
     native=_native,
     cuda=True,
-    refuses=refuses,
+    refuses=_refuses,
 )
 
 
@@ -138,7 +210,9 @@ _op = Op(
 def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *,
     block_table: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
-    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[False] = ...,
+    softcap: float | None = ..., scale: float | None = ..., k_scale: Tensor | None = ...,
+    v_scale: Tensor | None = ..., alibi_slopes: Tensor | None = ..., sinks: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -146,7 +220,9 @@ def decode(
 def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *,
     block_table: Tensor | None = ..., window: int | tuple[int, int] | None = ...,
-    softcap: float | None = ..., scale: float | None = ..., return_lse: Literal[True],
+    softcap: float | None = ..., scale: float | None = ..., k_scale: Tensor | None = ...,
+    v_scale: Tensor | None = ..., alibi_slopes: Tensor | None = ..., sinks: Tensor | None = ...,
+    return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -160,22 +236,35 @@ def decode(
     window: int | tuple[int, int] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of one query per sequence over a contiguous or paged cache.
 
     q            (B, Hq, D); float32, bfloat16 (float16, float64 through the reference)
-    k_cache      (P, Hkv, page, D); without block_table P = B and page is the cache's capacity; Hkv divides Hq
+    k_cache      (P, Hkv, page, D), q's dtype or int8; without block_table P = B and page is the cache's capacity; Hkv
+                 divides Hq
     v_cache      (P, Hkv, page, Dv)
     lengths      (B,) int32: keys of each sequence, the newest at lengths - 1; 0 gives out 0, lse -inf
     block_table  (B, max_pages) int32: the page of each run of `page` keys; entries past a length, or wholly before the
                  window, are never read
     window       w: the last w keys; (left, right): the last left + 1 keys (right is of no effect)
     softcap, scale   as in attention
+    k_scale, v_scale   (P, Hkv, page) float32 (float64 for float64): what an int8 cache's keys and values are to be
+                 multiplied by; append_kv writes them
+    alibi_slopes (Hq,) float32 (float64 for float64): head h adds -slope_h times a key's distance to its score
+    sinks        (Hq,) float32 (float64 for float64): a logit of each head that joins its softmax without a value;
+                 counted in lse, so that an empty sequence has out 0, lse = sink
+    int8 caches, slopes and sinks are for the CPU's kernel and the reference.
     Returns out (B, Hq, Dv) like q; with return_lse also lse (B, Hq) float32 (float64 for float64).
     Raises ValueError naming the row and the value for a length beyond the cache or below 0 and for a page that is not
     in the cache, before anything is written (on the CPU; on a GPU the values are the caller's care).
     """
     left, _ = window_sides(window, True)
-    out, lse = _op(q, k_cache, v_cache, lengths, block_table, left, softcap, scale)
+    out, lse = _op(
+        q, k_cache, v_cache, lengths, block_table, left, softcap, scale, k_scale, v_scale, alibi_slopes, sinks
+    )
     return (out, lse) if return_lse else out

@@ -77,11 +77,14 @@ HEXAD_API const char* hexad_cuda_missing(void);
  *   Row s of sequence b goes to position lengths[b] + s: slot position % page of page
  *   block_table[b][position / page], or of page b where block_table is NULL.
  *   lengths (B) and block_table (B, max_pages) int32; on the CPU they are checked before anything
- * is written. cos, sin (max_pos, D / 2) float32, both or neither: k is rotated as in rope. */
+ * is written. cos, sin (max_pos, D / 2) float32, both or neither: k is rotated as in rope.
+ *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache, written as it
+ * is: scale = max |x| / 127 of a row, and x / scale rounded to nearest even. */
 HEXAD_API hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tensor* v,
                                        hexad_tensor* k_cache, hexad_tensor* v_cache,
                                        const hexad_tensor* lengths, const hexad_tensor* block_table,
                                        const hexad_tensor* cos, const hexad_tensor* sin,
+                                       hexad_tensor* k_scale, hexad_tensor* v_scale,
                                        int32_t interleaved, hexad_stream stream);
 
 /* attention: out_i = sum_j softmax_j(s_ij) v_j, s_ij = scale <q_i, k_j> (+ mask); lse_i = ln sum_j
@@ -176,12 +179,15 @@ HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codeb
 /* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
  *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
- */
+ *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache.
+ *   alibi_slopes (Hq) float32 or NULL: slope * (key - newest key) is added after the softcap.
+ *   sinks (Hq) float32 or NULL: a logit without a value that joins the softmax, and lse. */
 HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
                                     const hexad_tensor* v_cache, const hexad_tensor* lengths,
-                                    const hexad_tensor* block_table, hexad_tensor* out,
-                                    hexad_tensor* lse, int64_t left, float softcap, float scale,
-                                    hexad_stream stream);
+                                    const hexad_tensor* block_table, const hexad_tensor* k_scale,
+                                    const hexad_tensor* v_scale, const hexad_tensor* alibi_slopes,
+                                    const hexad_tensor* sinks, hexad_tensor* out, hexad_tensor* lse,
+                                    int64_t left, float softcap, float scale, hexad_stream stream);
 
 /* merge_attention: the attention over two sets of keys, from the attention over each.
  *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */

@@ -6,11 +6,14 @@ not on where its pages lie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from hexad_kernels.decode import gpu_refuses
 from hexad_kernels.triton.attention import denominator, log_sum, online_softmax, padded
 from hexad_kernels.triton.attention import refuses as refuses_attention
 from hexad_kernels.triton.common import INTERPRETED, launch, tanh, widen
@@ -77,14 +80,14 @@ def tile(dtype: torch.dtype, width: int) -> dict[str, int]:
     return {"BN": 64 if width <= 128 else 32, "num_warps": 4, "num_stages": 2}
 
 
-def refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: object) -> str | None:
-    return refuses_attention(q, k_cache, v_cache, None)
+def refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
+    return refuses_attention(q, k_cache, v_cache, None) or gpu_refuses(*rest[-4:])
 
 
 def run(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
-    softcap: float | None, scale: float | None,
+    softcap: float | None, scale: float | None, *absent: None,
 ) -> None:  # fmt: skip
     out, lse = outputs
     batch, heads, dim = q.shape
