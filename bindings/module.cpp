@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("attention", door(hexad_attention));
   m.def("attention_varlen", door(hexad_attention_varlen));
   m.def("coupling", door(hexad_coupling));
+  m.def("coupling_backward", door(hexad_coupling_backward));
   m.def("decode", door(hexad_decode));
   m.def("invconv", door(hexad_invconv));
   m.def("linear", door(hexad_linear));
