@@ -1,82 +1,95 @@
 // Affine and additive coupling: one pass over each batch row, log-determinant alongside.
-#include "op/coupling.h"
-
-#include <algorithm>
-
-#include "cpu/math.h"
-#include "cpu/parallel.h"
+#include "cpu/couple.h"
 
 namespace hexad {
 namespace {
 
-HEXAD_INLINE vf log_scale_of(vf raw, int map, float clamp) {
-  if (map == 1) return set1(clamp) * tanh(raw / set1(clamp));
-  if (map == 2) return log_sigmoid(raw + set1(2.f));
-  return raw;
+template <int M, bool kInverse, bool kMasked>
+HEXAD_INLINE vf moved(vf x, vf shift, vf raw, float clamp, vi active, LogDet<M>& d) {
+  vf y;
+  if constexpr (M == kAdditive) {
+    y = kInverse ? x - shift : x + shift;
+  } else {
+    const vf f = factor<M, kInverse, kMasked>(raw, clamp, active, d);
+    y = kInverse ? (x - shift) * f : fma(x, f, shift);
+  }
+  return kMasked ? select(active, y, x) : y;
 }
 
-// 16 elements; lanes outside `active` pass through and count nothing.
-template <class T>
-HEXAD_INLINE vf transform(const CouplingArgs& a, vf x, vf shift, vf raw, vi active, vf& total) {
-  const vf s = a.log_scale ? log_scale_of(raw, a.scale_map, a.clamp) : zero();
-  const vf moved = a.inverse ? (x - shift) * exp(-s) : fma(x, exp(s), shift);
-  total = total + select(active, s, zero());
-  return select(active, moved, x);
-}
-
-// A run of elements with one mask per 16; returns its sum of s in double, so long rows keep
-// accuracy.
-template <class T>
-double run(const CouplingArgs& a, const T* x, const T* shift, const T* raw, T* y, int64_t n,
-           vi active) {
-  double sum_s = 0;
+// A run of elements; for kMasked, lanes outside `active` pass through and count nothing.
+template <class T, int M, bool kInverse, bool kMasked>
+HEXAD_INLINE void run(const T* x, const T* shift, const T* raw, T* y, int64_t n, float clamp,
+                      vi active, bool past, LogDet<M>& d) {
+  past = past && streams(y);
   int64_t i = 0;
-  while (i < n) {
-    vf total = zero();
-    const int64_t stop = std::min(n, i + 16 * kLanes);
-    for (; i + kLanes <= stop; i += kLanes)
-      store(y + i, transform<T>(a, load(x + i), load(shift + i), raw ? load(raw + i) : zero(),
-                                active, total));
-    if (i < stop) {
-      const int64_t rest = stop - i;
-      const vi here = active & less_int(iota(), set1i(int32_t(rest)));
-      const vf r = raw ? load_first(raw + i, rest) : zero();
-      store_first(
-          y + i,
-          transform<T>(a, load_first(x + i, rest), load_first(shift + i, rest), r, here, total),
-          rest);
-      i = stop;
-    }
-    sum_s += sum(total);
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf r = M == kAdditive ? zero() : load(raw + i);
+    put(y + i, moved<M, kInverse, kMasked>(load(x + i), load(shift + i), r, clamp, active, d),
+        past);
+    d.end_vector();
   }
-  return sum_s;
+  if (i < n) {
+    const int64_t rest = n - i;
+    const vi here = less_int(iota(), set1i(int32_t(rest)));
+    const vf r = M == kAdditive ? zero() : load_part(raw + i, rest);
+    const vf v = moved<M, kInverse, true>(load_part(x + i, rest), load_part(shift + i, rest), r,
+                                          clamp, kMasked ? active & here : here, d);
+    store_part(y + i, v, rest);
+    d.end_vector();
+  }
+}
+
+template <class T, int M, bool kInverse>
+double piece(const CouplingArgs& a, const Cut& cut, int64_t b, int64_t p, bool past) {
+  const T* x = static_cast<const T*>(a.x) + b * a.x_stride;
+  T* y = static_cast<T*>(a.y) + b * a.y_stride;
+  const T* shift = static_cast<const T*>(a.shift) + b * a.shift_stride;
+  const T* raw = M == kAdditive ? nullptr : static_cast<const T*>(a.log_scale) + b * a.scale_stride;
+  LogDet<M> d;
+  if (a.checkerboard) {
+    const vi odd = less_int(set1i(0), iota() & set1i(1)), even = odd ^ set1i(-1);
+    const int64_t end = std::min((p + 1) * cut.size, a.row / a.width);
+    for (int64_t r = p * cut.size; r < end; ++r) {
+      const vi active = (r % a.height % 2 == 0) != a.flip ? odd : even;
+      const int64_t at = r * a.width;
+      run<T, M, kInverse, true>(x + at, shift + at, M == kAdditive ? raw : raw + at, y + at,
+                                a.width, a.clamp, active, past, d);
+    }
+  } else {
+    const Range still = passive(a, cut, p);
+    copy(y + still.begin, x + still.begin, still.end - still.begin, past);
+    const int64_t from = p * cut.size, n = std::min(cut.size, a.active - from);
+    const int64_t at = a.active_begin + from;
+    run<T, M, kInverse, false>(x + at, shift + from, M == kAdditive ? raw : raw + from, y + at, n,
+                               a.clamp, set1i(0), past, d);
+  }
+  return d.sum_s();
+}
+
+template <class T, int M, bool kInverse>
+void rows(const CouplingArgs& a) {
+  const bool past = beyond_cache(a.batch * a.row * int64_t(sizeof(T)));
+  for_pieces(
+      a,
+      [&](const Cut& cut, int64_t b, int64_t p) {
+        const double sum_s = piece<T, M, kInverse>(a, cut, b, p, past);
+        if (past) drain();
+        return sum_s;
+      },
+      [&](int64_t b, double sum_s) { a.log_det[b] = float(kInverse ? -sum_s : sum_s); });
+}
+
+template <class T, int M>
+void either_way(const CouplingArgs& a) {
+  a.inverse ? rows<T, M, true>(a) : rows<T, M, false>(a);
 }
 
 template <class T>
-void rows(const CouplingArgs& a, int64_t begin, int64_t end) {
-  const vi all = set1i(-1);
-  const vi odd = less_int(set1i(0), iota() & set1i(1));
-  for (int64_t b = begin; b < end; ++b) {
-    const T* x = static_cast<const T*>(a.x) + b * a.x_stride;
-    T* y = static_cast<T*>(a.y) + b * a.y_stride;
-    const T* shift = static_cast<const T*>(a.shift) + b * a.shift_stride;
-    const T* raw = a.log_scale ? static_cast<const T*>(a.log_scale) + b * a.scale_stride : nullptr;
-    double log_det = 0;
-    if (a.checkerboard) {
-      for (int64_t r = 0; r < a.row / a.width; ++r) {
-        const bool odd_active = (r % a.height % 2 == 0) != a.flip;
-        const int64_t at = r * a.width;
-        log_det += run(a, x + at, shift + at, raw ? raw + at : nullptr, y + at, a.width,
-                       odd_active ? odd : odd ^ all);
-      }
-    } else {
-      const int64_t at = a.active_begin, after = at + a.active;
-      std::copy(x, x + at, y);
-      log_det = run(a, x + at, shift, raw, y + at, a.active, all);
-      std::copy(x + after, x + a.row, y + after);
-    }
-    a.log_det[b] = float(a.inverse ? -log_det : log_det);
-  }
+void any_map(const CouplingArgs& a) {
+  if (!a.log_scale) return either_way<T, kAdditive>(a);
+  if (a.scale_map == kTanh) return either_way<T, kTanh>(a);
+  if (a.scale_map == kSigmoid) return either_way<T, kSigmoid>(a);
+  either_way<T, kExp>(a);
 }
 
 }  // namespace
@@ -84,10 +97,7 @@ void rows(const CouplingArgs& a, int64_t begin, int64_t end) {
 namespace HEXAD_ISA {
 
 void coupling(const CouplingArgs& a) {
-  const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(a.row, 1));
-  parallel_for(a.batch, grain, [&](int64_t begin, int64_t end) {
-    a.bf16 ? rows<bf16>(a, begin, end) : rows<float>(a, begin, end);
-  });
+  a.bf16 ? any_map<bf16>(a) : any_map<float>(a);
 }
 
 }  // namespace HEXAD_ISA

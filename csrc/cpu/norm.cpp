@@ -5,6 +5,7 @@
 
 #include "cpu/math.h"
 #include "cpu/parallel.h"
+#include "cpu/stores.h"
 
 namespace hexad {
 namespace {
@@ -14,57 +15,75 @@ struct Moments {
   float inverse;         // 1 / sqrt(var + eps)
 };
 
-// Sums of N terms over a run, in blocks of 1024 elements so that long runs keep accuracy.
-template <int N, class T, class Terms>
-HEXAD_INLINE void totals(const T* x, int64_t n, const Terms& terms, double (&out)[N]) {
-  for (int m = 0; m < N; ++m) out[m] = 0;
+// The sum of f(x) over a run, in blocks of 1024 elements so that long runs keep accuracy.
+template <class T, class F>
+HEXAD_INLINE double total(const T* x, int64_t n, const F& f) {
+  double out = 0;
   for (int64_t i = 0; i < n;) {
-    vf sums[4][N];
-    for (int j = 0; j < 4; ++j)
-      for (int m = 0; m < N; ++m) sums[j][m] = zero();
+    vf a = zero(), b = zero(), c = zero(), d = zero();
     const int64_t stop = std::min(n, i + 64 * kLanes);
-    vf term[N];
-    for (; i + 4 * kLanes <= stop; i += 4 * kLanes)
-      for (int j = 0; j < 4; ++j) {
-        terms(load(x + i + j * kLanes), term);
-        for (int m = 0; m < N; ++m) sums[j][m] = sums[j][m] + term[m];
-      }
-    for (; i + kLanes <= stop; i += kLanes) {
-      terms(load(x + i), term);
-      for (int m = 0; m < N; ++m) sums[0][m] = sums[0][m] + term[m];
+    for (; i + 4 * kLanes <= stop; i += 4 * kLanes) {
+      a = a + f(load(x + i));
+      b = b + f(load(x + i + kLanes));
+      c = c + f(load(x + i + 2 * kLanes));
+      d = d + f(load(x + i + 3 * kLanes));
     }
+    for (; i + kLanes <= stop; i += kLanes) a = a + f(load(x + i));
     if (i < stop) {
       const vi live = less_int(iota(), set1i(int32_t(stop - i)));
-      terms(load_part(x + i, stop - i), term);
-      for (int m = 0; m < N; ++m) sums[1][m] = sums[1][m] + select(live, term[m], zero());
+      b = b + select(live, f(load_part(x + i, stop - i)), zero());
       i = stop;
     }
-    for (int m = 0; m < N; ++m)
-      out[m] += sum((sums[0][m] + sums[1][m]) + (sums[2][m] + sums[3][m]));
+    out += sum((a + b) + (c + d));
+  }
+  return out;
+}
+
+// The sums of x - mean and of its square.
+template <class T>
+HEXAD_INLINE void centred(const T* x, int64_t n, float mean, double& first, double& second) {
+  const vf m = set1(mean);
+  first = second = 0;
+  for (int64_t i = 0; i < n;) {
+    vf a1 = zero(), b1 = zero(), c1 = zero(), d1 = zero();
+    vf a2 = zero(), b2 = zero(), c2 = zero(), d2 = zero();
+    const auto add = [](vf v, vf& one, vf& two) __attribute__((always_inline)) {
+      one = one + v;
+      two = two + v * v;
+    };
+    const int64_t stop = std::min(n, i + 64 * kLanes);
+    for (; i + 4 * kLanes <= stop; i += 4 * kLanes) {
+      add(load(x + i) - m, a1, a2);
+      add(load(x + i + kLanes) - m, b1, b2);
+      add(load(x + i + 2 * kLanes) - m, c1, c2);
+      add(load(x + i + 3 * kLanes) - m, d1, d2);
+    }
+    for (; i + kLanes <= stop; i += kLanes) add(load(x + i) - m, a1, a2);
+    if (i < stop) {
+      const vi live = less_int(iota(), set1i(int32_t(stop - i)));
+      add(select(live, load_part(x + i, stop - i) - m, zero()), b1, b2);
+      i = stop;
+    }
+    first += sum((a1 + b1) + (c1 + d1));
+    second += sum((a2 + b2) + (c2 + d2));
   }
 }
 
 template <class T>
-Moments moments(const NormArgs& a, const T* x) {
+HEXAD_INLINE Moments moments(const NormArgs& a, const T* x) {
   const double n = double(a.row);
   if (a.rms) {
-    double square[1];
-    totals(x, a.row, [](vf v, vf* term) { term[0] = v * v; }, square);
-    return {0.f, 0.f, float(1 / __builtin_sqrt(square[0] / n + a.eps))};
+    const double square =
+        total(x, a.row, [](vf v) __attribute__((always_inline)) { return v * v; });
+    return {0.f, 0.f, float(1 / __builtin_sqrt(square / n + a.eps))};
   }
-  double total[1], centred[2];
-  totals(x, a.row, [](vf v, vf* term) { term[0] = v; }, total);
+  const float mean =
+      float(total(x, a.row, [](vf v) __attribute__((always_inline)) { return v; }) / n);
   // The second pass also finds what rounding left out of the mean: rows far from zero need it.
-  const float mean = float(total[0] / n);
-  totals(
-      x, a.row,
-      [mean](vf v, vf* term) {
-        term[0] = v - set1(mean);
-        term[1] = term[0] * term[0];
-      },
-      centred);
-  const double low = centred[0] / n;
-  const double var = std::max(0.0, centred[1] / n - low * low);
+  double first, second;
+  centred(x, a.row, mean, first, second);
+  const double low = first / n;
+  const double var = std::max(0.0, second / n - low * low);
   return {mean, float(low), float(1 / __builtin_sqrt(var + a.eps))};
 }
 
@@ -79,30 +98,53 @@ struct Affine {
   }
 };
 
-// Elements share one feature, or have one each.
-template <bool kShared, class T>
+// Elements share one feature, or have one each. The common forms have loops of their own.
+enum Form { kPlain, kWeight, kBoth, kGeneral };
+
+template <bool kShared, Form kForm, class T>
 void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
-            const Affine<T>& affine) {
+            const Affine<T>& affine, bool past) {
   const vf mean = set1(m.mean), low = set1(m.mean_low), inverse = set1(m.inverse);
-  const auto read = [&](const T* p, int64_t i, int64_t count) __attribute__((always_inline)) {
-    if (kShared) return set1(to_float(*p));
-    return count == kLanes ? load(p + i) : load_part(p + i, count);
+  const bool centred = !a.rms;
+  const auto one = [&](vf v, const auto& read) __attribute__((always_inline)) {
+    if (centred) v = (v - mean) - low;
+    v = v * inverse;
+    if (kForm == kWeight || kForm == kBoth || (kForm == kGeneral && affine.weight))
+      v = v * read(affine.weight);
+    if (kForm == kBoth || (kForm == kGeneral && affine.bias)) v = v + read(affine.bias);
+    if (kForm == kGeneral && affine.scale) v = fma(v, read(affine.scale), v);
+    if (kForm == kGeneral && affine.shift) v = v + read(affine.shift);
+    if (kForm == kGeneral && a.silu) v = v * sigmoid(v);
+    return v;
   };
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t count = std::min<int64_t>(kLanes, n - i);
-    vf v = count == kLanes ? load(x + i) : load_part(x + i, count);
-    v = ((v - mean) - low) * inverse;
-    if (affine.weight) v = v * read(affine.weight, i, count);
-    if (affine.bias) v = v + read(affine.bias, i, count);
-    if (affine.scale) v = fma(v, read(affine.scale, i, count), v);
-    if (affine.shift) v = v + read(affine.shift, i, count);
-    if (a.silu) v = v * sigmoid(v);
-    count == kLanes ? store(y + i, v) : store_first(y + i, v, count);
+  past = past && streams(y);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const auto read = [&](const T* p) __attribute__((always_inline)) {
+      return kShared ? set1(to_float(*p)) : load(p + i);
+    };
+    put(y + i, one(load(x + i), read), past);
+  }
+  if (i < n) {
+    const auto read = [&](const T* p) __attribute__((always_inline)) {
+      return kShared ? set1(to_float(*p)) : load_part(p + i, n - i);
+    };
+    store_part(y + i, one(load_part(x + i, n - i), read), n - i);
   }
 }
 
+template <bool kShared, class T>
+HEXAD_INLINE void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
+                         const Affine<T>& affine, bool past) {
+  if (affine.scale || affine.shift || a.silu || (affine.bias && !affine.weight))
+    return finish<kShared, kGeneral>(a, m, x, y, n, affine, past);
+  if (affine.bias) return finish<kShared, kBoth>(a, m, x, y, n, affine, past);
+  if (affine.weight) return finish<kShared, kWeight>(a, m, x, y, n, affine, past);
+  finish<kShared, kPlain>(a, m, x, y, n, affine, past);
+}
+
 template <class T>
-void rows(const NormArgs& a, int64_t begin, int64_t end) {
+void rows(const NormArgs& a, int64_t begin, int64_t end, bool past) {
   const int64_t per_row = a.row / a.spatial;
   for (int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
@@ -117,10 +159,10 @@ void rows(const NormArgs& a, int64_t begin, int64_t end) {
             .from(r * per_row % a.features);
     const Moments m = moments(a, x);
     if (a.spatial == 1) {
-      finish<false>(a, m, x, y, a.row, affine);
+      finish<false>(a, m, x, y, a.row, affine, past);
     } else {
       for (int64_t f = 0; f < per_row; ++f)
-        finish<true>(a, m, x + f * a.spatial, y + f * a.spatial, a.spatial, affine.from(f));
+        finish<true>(a, m, x + f * a.spatial, y + f * a.spatial, a.spatial, affine.from(f), past);
     }
   }
 }
@@ -132,8 +174,10 @@ namespace HEXAD_ISA {
 void norm(const NormArgs& a) {
   if (a.row == 0) return;
   const int64_t grain = std::max<int64_t>(1, 16384 / a.row);
+  const bool past = beyond_cache(a.rows * a.row * (a.bf16 ? 2 : 4));
   parallel_for(a.rows, grain, [&](int64_t begin, int64_t end) {
-    a.bf16 ? rows<bf16>(a, begin, end) : rows<float>(a, begin, end);
+    a.bf16 ? rows<bf16>(a, begin, end, past) : rows<float>(a, begin, end, past);
+    if (past) drain();
   });
 }
 

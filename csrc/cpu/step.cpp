@@ -4,26 +4,27 @@
 #include <algorithm>
 
 #include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/stores.h"
 
 namespace hexad {
 namespace {
 
+template <bool kPast>
 struct Whole {
   template <class T>
   HEXAD_INLINE vf get(const T* p) const {
     return load(p);
   }
-  HEXAD_INLINE void put(float* p, vf v) const { store(p, v); }
+  HEXAD_INLINE void put(float* p, vf v) const { kPast ? stream(p, v) : store(p, v); }
 };
 
 struct First {
   int64_t n;
   template <class T>
   HEXAD_INLINE vf get(const T* p) const {
-    return load_first(p, n);
+    return load_part(p, n);
   }
-  HEXAD_INLINE void put(float* p, vf v) const { store_first(p, v, n); }
+  HEXAD_INLINE void put(float* p, vf v) const { store_part(p, v, n); }
 };
 
 // sum += c * value, left out for c = 0 so that an input that does not count may hold anything.
@@ -70,12 +71,23 @@ HEXAD_INLINE void update(const StepArgs& a, int64_t at, Access access) {
   }
 }
 
-template <class T>
+template <class T, bool kPast>
 void run(const StepArgs& a, int64_t begin, int64_t end) {
   constexpr int kAtOnce = 4;
   int64_t i = begin;
-  for (; i + kAtOnce * kLanes <= end; i += kAtOnce * kLanes) update<kAtOnce, T>(a, i, Whole{});
+  for (; i + kAtOnce * kLanes <= end; i += kAtOnce * kLanes)
+    update<kAtOnce, T>(a, i, Whole<kPast>{});
   for (; i < end; i += kLanes) update<1, T>(a, i, First{std::min<int64_t>(end - i, kLanes)});
+  if (kPast) drain();
+}
+
+template <class T>
+void all(const StepArgs& a) {
+  bool past = beyond_cache(a.size * a.outputs * int64_t(sizeof(float)));
+  for (int k = 0; k < a.outputs; ++k) past = past && streams(a.out[k]);
+  parallel_for(a.size, 1 << 14, [&](int64_t begin, int64_t end) {
+    past ? run<T, true>(a, begin, end) : run<T, false>(a, begin, end);
+  });
 }
 
 }  // namespace
@@ -83,9 +95,7 @@ void run(const StepArgs& a, int64_t begin, int64_t end) {
 namespace HEXAD_ISA {
 
 void step(const StepArgs& a) {
-  parallel_for(a.size, 1 << 15, [&](int64_t begin, int64_t end) {
-    a.bf16 ? run<bf16>(a, begin, end) : run<float>(a, begin, end);
-  });
+  a.bf16 ? all<bf16>(a) : all<float>(a);
 }
 
 }  // namespace HEXAD_ISA

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hexad_kernels import check, native
+from hexad_kernels import check, memory, native
 from hexad_kernels.op import Op
 
 SPLITS = {"channel": 0, "checkerboard": 1}
@@ -68,7 +68,7 @@ def contract(
         check.operand(log_scale, "log_scale", want, x, "x", meaning)
     if scale_map == 1 and not clamp > 0:
         raise ValueError(f"clamp: got {clamp}, wants a positive number")
-    return check.empty_like(x), check.empty_statistics(x, size[0])
+    return memory.empty_like(x), check.empty_statistics(x, size[0])
 
 
 def reference(
@@ -103,12 +103,38 @@ def reference(
     return y.to(x.dtype), -log_det if inverse else log_det
 
 
+def _rows(value: Tensor | None) -> Tensor | None:
+    """`value` itself if the elements of each value[i] lie in a row, as in a chunk of a larger tensor; else a copy."""
+    if value is None or value.is_contiguous():
+        return value
+    step = 1
+    for size, stride in zip(value.shape[:0:-1], value.stride()[:0:-1]):
+        if stride != step and size != 1:
+            return value.contiguous()
+        step *= size
+    return value
+
+
 def _native(outputs: tuple[Tensor, Tensor], x: Tensor, shift: Tensor, log_scale: Tensor | None, *options: Any) -> None:
-    inverse, split, flip, scale_map, clamp = options
-    scale = None if log_scale is None else check.packed_rows(log_scale)
-    native.C.coupling(
-        check.packed_rows(x), check.packed_rows(shift), scale, *outputs, inverse, split, flip, scale_map, clamp
+    native.C.coupling(_rows(x), _rows(shift), _rows(log_scale), *outputs, *options)
+
+
+def _backward(
+    grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...], outputs: list[Tensor]
+) -> list[Tensor]:
+    x, shift, log_scale, *options = args
+    value = outputs[0] if x is None else x
+    found = [memory.empty_like(v) if n else None for v, n in zip((value, shift, log_scale), needed)]
+    log_det = None if grads[1] is None else grads[1].contiguous()
+    native.C.coupling_backward(
+        _rows(grads[0]), log_det, _rows(value), _rows(shift), _rows(log_scale), *found, x is not None, *options
     )
+    return [g for g in found if g is not None]
+
+
+def _recover(args: tuple[Any, ...], outputs: list[Tensor]) -> tuple[Any, ...]:
+    _, shift, log_scale, inverse, *options = args
+    return reference(outputs[0], shift, log_scale, not inverse, *options)[0], *args[1:]
 
 
 _op = Op(
@@ -120,6 +146,8 @@ _op = Op(
     native=_native,
     cuda=True,
     gradients=(0, 1, 2),
+    backward=_backward,
+    recover=_recover,
 )
 
 
@@ -142,7 +170,9 @@ def coupling(
     split      "channel": the last C//2 channels are active (flip: the first C - C//2);
                "checkerboard": active where (h + w) is odd (flip: even); for (B, D), the odd features
     Returns y like x, log_det (B,) float32 (float64 for float64). Views of shift and log_scale are fine.
-    Differentiable in x, shift, log_scale.
+    Differentiable in x, shift, log_scale. In float32 and float64 y is kept for that, not x: a stack of couplings
+    holds what its layers give and nothing more. The price is y - t in place of x exp(s), which has lost what y
+    rounded away where t is much the larger.
     """
     return _op(
         x, shift, log_scale, inverse, check.choice(split, "split", SPLITS), flip,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexad_kernels import check, native
+from hexad_kernels import check, memory, native
 from hexad_kernels.op import Op
 
 
@@ -48,7 +48,7 @@ def contract(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inte
         check.tensor(positions, "positions", rank=1, dtypes=(torch.int32,))
         check.like(positions, "positions", x, "x", dtype=False)
         check.shape(positions, "positions", (x.shape[0],), "(B,)")
-    return (check.empty_like(x),)
+    return (memory.empty_like(x),)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, starts: list[int], interleaved: bool) -> Tensor:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hexad_kernels import check, native
+from hexad_kernels import check, memory, native
 from hexad_kernels.op import Op
 
 STATE = (torch.float32, torch.float64)
@@ -69,7 +69,7 @@ def contract(
         check.operand(last, "last", shape, x, "x", "x's shape")
     if noise is not None:
         check.operand(noise, "noise", shape, x, "x", "x's shape")
-    return tuple([check.empty_like(x) for _ in range(outputs)])
+    return tuple([memory.empty_like(x) for _ in range(outputs)])
 
 
 def _require_present(row: Tensor, states: Sequence[Tensor | None], outputs: int) -> None:

@@ -28,7 +28,12 @@ CASES = [
     case("checkerboard", (2, 3, 5, 7), split="checkerboard", small=True, scale_map="tanh"),
     case("checkerboard_flip_inverse", (2, 3, 8, 8), split="checkerboard", flip=True, inverse=True),
     case("checkerboard_features", (3, 17), split="checkerboard"),
+    case("pieces", (2, 4, 131, 137), scale_map="sigmoid"),
+    case("checkerboard_pieces", (1, 2, 190, 97), split="checkerboard", scale_map="sigmoid", inverse=True),
+    case("checkerboard_wide", (1, 1, 2, 70000), split="checkerboard", scale_map="tanh"),
     case("empty_batch", (0, 4, 2, 2)),
     case("image", (8, 12, 64, 64), bench=True, scale_map="tanh"),
-    case("large", (16, 48, 128, 128), bench=True, bench_only=True, scale_map="sigmoid"),
+    case("image_inverse", (16, 48, 32, 32), bench_only=True, scale_map="sigmoid", inverse=True),
+    case("large", (16, 48, 128, 128), bench_only=True, scale_map="sigmoid"),
+    case("large_inverse", (16, 48, 128, 128), bench_only=True, scale_map="tanh", inverse=True),
 ]

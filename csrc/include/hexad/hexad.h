@@ -130,6 +130,16 @@ HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor*
                                       int32_t flip, int32_t scale_map, float clamp,
                                       hexad_stream stream);
 
+/* coupling_backward: gradients of coupling's x, shift and log_scale, by the options of the call.
+ *   grad_y like y, each batch row contiguous, grad_log_det (B) float32: of its outputs; NULL: 0.
+ *   value: y, or with from_input x. grad_x, grad_shift, grad_scale: contiguous, like x, shift and
+ *   log_scale; NULL where not wanted. log_scale NULL: additive. CPU only. */
+HEXAD_API hexad_status hexad_coupling_backward(
+    const hexad_tensor* grad_y, const hexad_tensor* grad_log_det, const hexad_tensor* value,
+    const hexad_tensor* shift, const hexad_tensor* log_scale, hexad_tensor* grad_x,
+    hexad_tensor* grad_shift, hexad_tensor* grad_scale, int32_t from_input, int32_t inverse,
+    int32_t split, int32_t flip, int32_t scale_map, float clamp, hexad_stream stream);
+
 /* roofline: work that runs at one limit of the CPU, to be timed by the caller.
  *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in
  * flops[0]; kind 2 read, 3 copy: `count` elements of source (to target).  sink: one float32 per

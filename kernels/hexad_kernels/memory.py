@@ -1,0 +1,90 @@
+"""Memory for large outputs that stays mapped from one call to the next.
+
+The C library returns blocks of 32 MB and more to the system when they are freed, so the next output's pages are
+all zeroed and mapped anew, at three to four times the cost of the kernel that fills them. Blocks made here are
+kept and used again once no tensor refers to them, and lie on large pages where the system has those.
+
+At most KEEP bytes are held, in use or not (HEXAD_KEEP_MB in the environment, 0: none); beyond that outputs are
+allocated as usual. A tensor of this memory behaves as any other, but its storage cannot grow in place.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from collections import deque
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from hexad_kernels import check
+
+LARGE = 32 << 20
+PAGE = 2 << 20
+KEEP = int(os.environ.get("HEXAD_KEEP_MB", "1024")) << 20
+
+_blocks: deque[mmap.mmap] = deque()
+_can = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS") and sys.implementation.name == "cpython"
+
+
+def _references() -> int:
+    block = object()
+    return sys.getrefcount(block)
+
+
+_UNUSED = _references()  # of an object that one local variable knows
+
+
+def _new(size: int) -> mmap.mmap:
+    # Private: a forked child gets its own copy, as of all other memory.
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without large pages
+            block.madvise(mmap.MADV_HUGEPAGE)
+    return block
+
+
+def _claim(size: int) -> mmap.mmap | None:
+    """A block of `size` bytes that nobody uses, taken off the list: only one thread can get it."""
+    for _ in range(len(_blocks)):
+        try:
+            block = _blocks.popleft()
+        except IndexError:
+            return None
+        if len(block) == size and sys.getrefcount(block) == _UNUSED:
+            return block
+        _blocks.append(block)
+    return None
+
+
+def release() -> None:
+    """Gives the blocks that no tensor refers to back to the system."""
+    for _ in range(len(_blocks)):
+        try:
+            block = _blocks.popleft()
+        except IndexError:
+            return
+        if sys.getrefcount(block) > _UNUSED:
+            _blocks.append(block)
+
+
+def empty_like(value: Tensor) -> Tensor:
+    """An empty contiguous tensor of `value`'s shape, dtype and device."""
+    size = value.numel() * value.itemsize
+    if size < LARGE or not value.is_cpu or type(value) not in (Tensor, Parameter) or not _can:
+        return check.empty_like(value)
+    size = -(-size // PAGE) * PAGE
+    block = _claim(size)
+    if block is None:
+        if sum(map(len, _blocks)) + size > KEEP:
+            release()
+            if sum(map(len, _blocks)) + size > KEEP:
+                return check.empty_like(value)
+        block = _new(size)
+    whole = torch.frombuffer(block, dtype=torch.uint8)
+    _blocks.append(block)
+    # Not a view of `whole`: to autograd an output is a tensor of its own.
+    return torch.empty(0, dtype=value.dtype).set_(whole.untyped_storage(), 0, value.shape)
