@@ -108,8 +108,12 @@ class Op:
     reference   plain torch: the same arguments, returns the outputs
     native      (outputs, *args): calls the compiled kernel; None if there is none
     cuda        whether `native` has CUDA kernels
-    gradients   indices of the arguments that get gradients (through the reference)
+    gradients   indices of the arguments that get gradients (through the reference, or by `backward`)
     refuses     (*args) -> reason the native kernels can't serve these arguments, or None
+    backward    (grads, needed, args, outputs) -> gradients of the needed arguments, by a native CPU kernel; outputs
+                are saved for it
+    recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
+                is saved in place of argument 0, which is like it, and `backward` is given None for that
     """
 
     def __init__(
@@ -123,6 +127,8 @@ class Op:
         cuda: bool = False,
         gradients: Sequence[int] = (),
         refuses: Callable[..., str | None] | None = None,
+        backward: Callable[..., list[Tensor]] | None = None,
+        recover: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -131,6 +137,8 @@ class Op:
         self.cuda = cuda
         self.gradients = tuple(gradients)
         self.refuses = refuses
+        self.backward = backward
+        self.recover = recover
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
@@ -281,9 +289,9 @@ class Op:
         torch.library.register_fake(qualified, self._fake, lib=_library)
         self.torch_op = getattr(torch.ops.hexad, self.name).default
         if self.gradients:
-            arguments = schema.rsplit("->", 1)[0].strip()[1:-1]
+            arguments = schema.rsplit("->", 1)[0].strip()[1:-1].replace("Tensor ", "Tensor? ")
             _library.define(
-                f"{self.name}_backward(Tensor?[] grads, bool[] needed, {arguments}) -> Tensor[]",
+                f"{self.name}_backward(Tensor?[] grads, bool[] needed, Tensor[] outputs, {arguments}) -> Tensor[]",
                 tags=(torch.Tag.pt2_compliant_tag,),
             )
             _library.impl(f"{self.name}_backward", self._backward, "CompositeExplicitAutograd")
@@ -292,17 +300,20 @@ class Op:
             tensor_at = self.gradients
 
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                outputs, inputs = self._saved(inputs, output)
                 where = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
-                ctx.save_for_backward(*(inputs[i] for i in where))
+                ctx.save_for_backward(*outputs, *(inputs[i] for i in where))
                 ctx.where = where
+                ctx.outputs = len(outputs)
                 ctx.rest = [None if isinstance(a, Tensor) else a for a in inputs]
 
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 args = list(ctx.rest)
-                for i, saved in zip(ctx.where, ctx.saved_tensors):
+                outputs, inputs = ctx.saved_tensors[: ctx.outputs], ctx.saved_tensors[ctx.outputs :]
+                for i, saved in zip(ctx.where, inputs):
                     args[i] = saved
                 needed = [i in tensor_at and ctx.needs_input_grad[i] for i in range(len(args))]
-                found = iter(backward_op(list(grads), needed, *args))
+                found = iter(backward_op(list(grads), needed, list(outputs), *args))
                 return tuple(next(found) if need else None for need in needed)
 
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
@@ -317,7 +328,30 @@ class Op:
             return None
         return outputs[0] if self.single else outputs
 
-    def _backward(self, grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:
+    def _saved(self, inputs: tuple[Any, ...], output: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """The outputs and the inputs that the backward needs."""
+        if self.backward is None:
+            return (), inputs
+        outputs = (output,) if self.single else tuple(output)
+        if self.recover is None:
+            return outputs, inputs
+        if inputs[0].dtype in (torch.float32, torch.float64):
+            return outputs, (None, *inputs[1:])
+        return (), inputs
+
+    def _backward(
+        self, grads: list[Tensor | None], needed: list[bool], outputs: list[Tensor], *args: Any
+    ) -> list[Tensor]:
+        if self.backward is not None:
+            if _forced.get() in (None, "cpu") and self.refusal("cpu", self._shaped(outputs, args)) is None:
+                return self.backward(grads, needed, args, outputs)
+            if args[0] is None and self.recover is not None:
+                args = self.recover(args, outputs)
+        return self._reference_backward(grads, needed, args)
+
+    def _reference_backward(
+        self, grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...]
+    ) -> list[Tensor]:
         with torch.enable_grad():
             leaves = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needed)]
             outputs = self.reference(*leaves)
@@ -336,8 +370,15 @@ class Op:
         return [g.contiguous() for g in found]
 
     @staticmethod
-    def _fake_backward(grads: list[Tensor | None], needed: list[bool], *args: Any) -> list[Tensor]:
-        return [torch.empty_like(a, memory_format=torch.contiguous_format) for a, n in zip(args, needed) if n]
+    def _shaped(outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, output 0 standing in for the one that was not saved."""
+        return (outputs[0], *args[1:]) if args[0] is None else args
+
+    def _fake_backward(
+        self, grads: list[Tensor | None], needed: list[bool], outputs: list[Tensor], *args: Any
+    ) -> list[Tensor]:
+        like = (a for a, n in zip(self._shaped(outputs, args), needed) if n)
+        return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in like]
 
 
 def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
