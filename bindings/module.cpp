@@ -13,6 +13,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("append_kv", door(hexad_append_kv));
   m.def("attention", door(hexad_attention));
+  m.def("attention_backward", door(hexad_attention_backward));
   m.def("attention_varlen", door(hexad_attention_varlen));
   m.def("coupling", door(hexad_coupling));
   m.def("decode", door(hexad_decode));

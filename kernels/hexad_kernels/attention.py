@@ -158,6 +158,18 @@ def _native(
     )  # fmt: skip
 
 
+def _backward(
+    grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...], outputs: list[Tensor]
+) -> list[Tensor]:  # fmt: skip
+    """By the op attention_backward; a floating mask's own gradient comes from the reference."""
+    if needed[3]:
+        return _op._reference_backward(grads, needed, args)
+    from hexad_kernels.attention_backward import gradients
+
+    found = gradients(grads, args, outputs)
+    return [grad for grad, need in zip(found, needed) if need]
+
+
 _op = Op(
     "attention",
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, int causal, int left, int right, float? softcap, float? scale)"
@@ -168,6 +180,7 @@ _op = Op(
     cuda=True,
     refuses=refuses,
     gradients=(0, 1, 2, 3),
+    backward=_backward,
 )
 
 
