@@ -31,7 +31,8 @@ def attention_backward(
     if run is None or grad_lse is not None:
         return None
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    graph = attention(*leaves, causal=causal, mask=mask, scale=scale)()
+    with torch.enable_grad():
+        graph = attention(*leaves, causal=causal, mask=mask, scale=scale)()
     return lambda: torch.autograd.grad(graph, leaves, grad_out, retain_graph=True)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import hexad_kernels
-from hexad_kernels import attention, attention_backward
+from hexad_kernels import attention, attention_backward, attention_varlen
 from hexad_kernels.op import OPS
 from tests import promises
 
@@ -48,7 +48,6 @@ def test_close_to_the_true_gradients_as_torch_is(options, dtype):
     exact = plain([t.double() for t in (q, k, v)], grad_out, grad_lse, **options)
     got = torch.autograd.grad((out, lse), (q, k, v), (grad_out, grad_lse))
     base = plain([t.detach().float() for t in (q, k, v)], grad_out, grad_lse, **options)
-    # Rounding out to bfloat16 enters delta: a gradient of size |grad_out| |out| 2^-9 in every ds.
     for g, b, e in zip(got, base, exact):
         slack = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}[dtype] * e.abs().max()
         assert (g.double() - e).abs().max() <= 2 * (b.double() - e).abs().max() + slack
@@ -149,6 +148,27 @@ def test_sharing_a_head_among_threads_changes_no_bit(options, dtype):
     finally:
         torch.set_num_threads(threads)
     promises.same_bits(*found, "a head for one thread, for four")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_sequences_get_what_each_gets_alone(dtype):
+    starts_q, starts_k = [0, 70, 70, 200, 203], [0, 90, 95, 95, 290]
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, h, 24, generator=g).to(dtype) for n, h in ((203, 4), (290, 2), (290, 2)))
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    cu = [torch.tensor(s, dtype=torch.int32) for s in (starts_q, starts_k)]
+    out, lse = attention_varlen(*leaves, *cu, causal=True, window=60, return_lse=True)
+    grad_out, grad_lse = draw(out), draw(lse)
+    got = torch.autograd.grad((out, lse), leaves, (grad_out, grad_lse))
+    for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:]):
+        alone = [
+            t[x:y].transpose(0, 1)[None].detach().requires_grad_() for t, x, y in ((q, a, b), (k, c, d), (v, c, d))
+        ]
+        outputs = attention(*alone, causal=True, window=60, return_lse=True)
+        grads = grad_out[a:b].transpose(0, 1)[None], grad_lse[:, a:b][None]
+        want = torch.autograd.grad(outputs, alone, grads)
+        parts = tuple(t[x:y].transpose(0, 1)[None] for t, x, y in zip(got, (a, c, c), (b, d, d)))
+        promises.same_bits(parts, want, f"rows {a} to {b}")
 
 
 def test_expanded_gradients():

@@ -103,11 +103,14 @@ class GradientTile {
     for (int64_t r = 0; r < rows_; r += kStrip) {
       const int64_t n = std::min<int64_t>(kStrip, rows_ - r);
       int64_t from = 0, upto = kKeys;
+      bool hides = partial;
       if (partial) {
-        from = kKeys, upto = 0;
-        for (int64_t i = r; i < r + n; ++i)
+        from = kKeys, upto = 0, hides = a_.mask || n % U::kPer;
+        for (int64_t i = r; i < r + n; ++i) {
+          hides = hides || from_[i] > 0 || end_[i] < kKeys;
           if (from_[i] < upto_[i])
             from = std::min<int64_t>(from, from_[i]), upto = std::max<int64_t>(upto, upto_[i]);
+        }
         from = from / 32 * 32, upto = round_up(upto, 32);
       }
       begin[r / kStrip] = from, end[r / kStrip] = upto;
@@ -116,7 +119,7 @@ class GradientTile {
                  (a_.head_dim + U::kPer - 1) / U::kPer);
       product<U>(products_, kKeys, true, row(along_g_at_, r), turned_v_at_, from, upto, n,
                  (a_.value_dim + U::kPer - 1) / U::kPer);
-      if (partial)
+      if (hides)
         a_.softcap > 0 ? weigh<true, true>(r, n, from, upto) : weigh<true, false>(r, n, from, upto);
       else
         a_.softcap > 0 ? weigh<false, true>(r, n, from, upto)

@@ -79,7 +79,7 @@ HEXAD_INLINE void product_block(float* c, int64_t c_step, bool fresh, const Fact
 #pragma GCC unroll 8
       for (int n = 0; n < NV; ++n) sum[r][n] = set1_reg(0.f);
     const int64_t upto = std::min(units - done, chunk);
-    for (int64_t k = 0; k < upto; ++k, x += step, b += b_step) {
+    const auto once = [&](const char* x, const float* b) {
       typename U::Wide wide[NV];
 #pragma GCC unroll 8
       for (int n = 0; n < NV; ++n) wide[n] = U::load(b + n * kRegLanes);
@@ -89,7 +89,12 @@ HEXAD_INLINE void product_block(float* c, int64_t c_step, bool fresh, const Fact
 #pragma GCC unroll 8
         for (int n = 0; n < NV; ++n) sum[r][n] = U::add(one, wide[n], sum[r][n]);
       }
-    }
+    };
+    int64_t k = 0;
+    for (; k + 4 <= upto; k += 4, x += 4 * step, b += 4 * b_step)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) once(x + i * step, b + i * b_step);
+    for (; k < upto; ++k, x += step, b += b_step) once(x, b);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8

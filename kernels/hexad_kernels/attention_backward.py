@@ -160,6 +160,28 @@ def gradients(grads: list[Tensor | None], args: tuple[Any, ...], outputs: list[T
     return found
 
 
+def packed_gradients(grads: list[Tensor | None], args: tuple[Any, ...], outputs: list[Tensor]) -> list[Tensor]:
+    """Of attention_varlen's q, k and v: one sequence after another, each as attention_backward has it alone."""
+    q, k, v, cu_seqlens_q, cu_seqlens_k, *rest = args
+    out, lse = outputs
+    grad_out, grad_lse = grads
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    made = [check.empty_like(t) for t in (q, k, v)]
+    at_q, at_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+
+    def rows(t: Tensor, begin: int, end: int) -> Tensor:
+        return t[begin:end].transpose(0, 1).unsqueeze(0)
+
+    for a, b, c, d in zip(at_q, at_q[1:], at_k, at_k[1:]):
+        one = tuple(rows(t, *at) for t, at in zip(made, ((a, b), (c, d), (c, d))))
+        statistics = (None if t is None else t[:, a:b].unsqueeze(0) for t in (grad_lse, lse))
+        _native(
+            one, rows(grad_out, a, b), next(statistics), rows(q, a, b), rows(k, c, d), rows(v, c, d), rows(out, a, b),
+            next(statistics), None, *rest,
+        )  # fmt: skip
+    return made
+
+
 def attention_backward(
     grad_out: Tensor,
     q: Tensor,

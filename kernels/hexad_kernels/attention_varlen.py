@@ -9,7 +9,7 @@ Paper: Dao 2023 (FlashAttention-2, arXiv 2307.08691), whose packed layout this i
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -87,6 +87,14 @@ def _native(
     )  # fmt: skip
 
 
+def _backward(
+    grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...], outputs: list[Tensor]
+) -> list[Tensor]:  # fmt: skip
+    from hexad_kernels.attention_backward import packed_gradients
+
+    return [grad for grad, need in zip(packed_gradients(grads, args, outputs), needed) if need]
+
+
 _op = Op(
     "attention_varlen",
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int causal, int left, int right,"
@@ -96,6 +104,7 @@ _op = Op(
     native=_native,
     refuses=refuses,
     gradients=(0, 1, 2),
+    backward=_backward,
 )
 
 
