@@ -24,6 +24,18 @@ def attention(q, k, v, *, causal=False, mask=None, window=None, softcap=None, sc
     return lambda: F.scaled_dot_product_attention(q, k, v, mask, 0.0, bool(causal), scale=scale, enable_gqa=gqa)
 
 
+def attention_backward(
+    grad_out, q, k, v, out, lse, grad_lse=None, *, causal=False, mask=None, window=None, softcap=None, scale=None
+):
+    run = attention(q, k, v, causal=causal, mask=mask, window=window, softcap=softcap, scale=scale)
+    if run is None or grad_lse is not None:
+        return None
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    with torch.enable_grad():
+        graph = attention(*leaves, causal=causal, mask=mask, scale=scale)()
+    return lambda: torch.autograd.grad(graph, leaves, grad_out, retain_graph=True)
+
+
 def decode(q, k_cache, v_cache, lengths, *, block_table=None, window=None, softcap=None, scale=None, return_lse=False):
     if block_table is not None or window is not None or softcap is not None:
         return None

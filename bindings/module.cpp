@@ -31,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   add_door<hexad_vq>(m, "vq");
   m.def("append_kv", door(hexad_append_kv));
   m.def("attention", door(hexad_attention));
+  m.def("attention_backward", door(hexad_attention_backward));
   m.def("attention_varlen", door(hexad_attention_varlen));
   m.def("coupling", door(hexad_coupling));
   m.def("coupling_backward", door(hexad_coupling_backward));

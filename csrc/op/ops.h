@@ -3,6 +3,7 @@
 
 #include "op/append_kv.h"
 #include "op/attention.h"
+#include "op/attention_backward.h"
 #include "op/attention_varlen.h"
 #include "op/coupling.h"
 #include "op/decode.h"

@@ -2,6 +2,7 @@
 
 from hexad_kernels.append_kv import append_kv
 from hexad_kernels.attention import attention
+from hexad_kernels.attention_backward import attention_backward
 from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
@@ -25,6 +26,7 @@ __all__ = [
     "Explanation",
     "append_kv",
     "attention",
+    "attention_backward",
     "attention_varlen",
     "backend",
     "cmake_prefix",

@@ -195,6 +195,19 @@ def _native(
     )  # fmt: skip
 
 
+def _backward(
+    grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...], outputs: list[Tensor]
+) -> list[Tensor]:  # fmt: skip
+    """By the op attention_backward; what it does not know comes from the reference."""
+    *known, alibi_slopes, sinks = args
+    if needed[3] or alibi_slopes is not None or sinks is not None or args[0].dtype == torch.float16:
+        return _op._reference_backward(grads, needed, args)
+    from hexad_kernels.attention_backward import gradients
+
+    found = gradients(grads, tuple(known), outputs)
+    return [grad for grad, need in zip(found, needed) if need]
+
+
 _op = Op(
     "attention",
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, int causal, int left, int right, float? softcap, float? scale,"
@@ -206,6 +219,7 @@ _op = Op(
     refuses=_refuses,
     gradients=(0, 1, 2, 3, 9, 10),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    backward=_backward,
 )
 
 

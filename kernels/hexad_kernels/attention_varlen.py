@@ -9,7 +9,7 @@ Paper: Dao 2023 (FlashAttention-2, arXiv 2307.08691), whose packed layout this i
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -91,6 +91,18 @@ def _native(
     )  # fmt: skip
 
 
+def _backward(
+    grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...], outputs: list[Tensor]
+) -> list[Tensor]:  # fmt: skip
+    """By the op attention_backward; what it does not know comes from the reference."""
+    *known, alibi_slopes, sinks = args
+    if alibi_slopes is not None or sinks is not None or args[0].dtype == torch.float16:
+        return _op._reference_backward(grads, needed, args)
+    from hexad_kernels.attention_backward import packed_gradients
+
+    return [grad for grad, need in zip(packed_gradients(grads, tuple(known), outputs), needed) if need]
+
+
 _op = Op(
     "attention_varlen",
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int causal, int left, int right,"
@@ -101,6 +113,7 @@ _op = Op(
     refuses=refuses,
     gradients=(0, 1, 2, 10, 11),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    backward=_backward,
 )
 
 

@@ -308,12 +308,12 @@ class Op:
         if self.gradients:
             arguments = schema.rsplit("->", 1)[0].strip()[1:-1].replace("Tensor ", "Tensor? ")
             _library.define(
-                f"{self.name}_backward(Tensor?[] grads, bool[] needed, Tensor[] outputs, {arguments}) -> Tensor[]",
+                f"{self.name}_gradients(Tensor?[] grads, bool[] needed, Tensor[] outputs, {arguments}) -> Tensor[]",
                 tags=(torch.Tag.pt2_compliant_tag,),
             )
-            _library.impl(f"{self.name}_backward", self._backward, "CompositeExplicitAutograd")
-            torch.library.register_fake(f"{qualified}_backward", self._fake_backward, lib=_library)
-            backward_op = getattr(torch.ops.hexad, f"{self.name}_backward").default
+            _library.impl(f"{self.name}_gradients", self._backward, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"{qualified}_gradients", self._fake_backward, lib=_library)
+            backward_op = getattr(torch.ops.hexad, f"{self.name}_gradients").default
             tensor_at = self.gradients
 
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

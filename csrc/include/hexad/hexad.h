@@ -106,6 +106,21 @@ HEXAD_API hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor
                                        int64_t left, int64_t right, float softcap, float scale,
                                        hexad_stream stream);
 
+/* attention_backward: the gradients of attention, given those of its outputs.
+ *   grad_out, out (B, Hq, Sq, Dv), lse, grad_lse (B, Hq, Sq) float32 (grad_lse NULL: zero): out and
+ *   lse as attention returned them; q, k, v, mask, causal, left, right, softcap, scale as it was
+ *   given them. grad_q, grad_k, grad_v like q, k, v. A hidden pair gives no gradient.
+ *   workspace: float32, N slots (a thread works in one) of R floats each, then B Hq Sq more, where
+ *   R >= 128 (6 (D' + Dv') + 512) + M D', D' and Dv' rounded up to 16, M = Sq Hq / Hkv, or 128 with
+ *   split. split: nonzero shares a head among threads, for calls with few heads; the same bits. */
+HEXAD_API hexad_status hexad_attention_backward(
+    const hexad_tensor* grad_out, const hexad_tensor* q, const hexad_tensor* k,
+    const hexad_tensor* v, const hexad_tensor* out, const hexad_tensor* lse,
+    const hexad_tensor* grad_lse, const hexad_tensor* mask, hexad_tensor* grad_q,
+    hexad_tensor* grad_k, hexad_tensor* grad_v, hexad_tensor* workspace, int64_t slots,
+    int32_t split, int32_t causal, int64_t left, int64_t right, float softcap, float scale,
+    hexad_stream stream);
+
 /* attention_varlen: attention within each of N packed sequences.
  *   q, out (Tq, Hq, D or Dv), k, v (Tk, Hkv, D or Dv), lse (Hq, Tq) float32; cu_seqlens_q,
  *   cu_seqlens_k (N + 1) int32: sequence n has rows cu[n] to cu[n + 1]. The rest as in attention.
