@@ -1,5 +1,6 @@
-// act(x W^T + b) + residual with W as it lies: a block of its panels is made in scratch, as
-// linear_packed finds them in memory, and then summed by the same tiles to the same bits.
+// act(x W^T + b) + residual with W as it lies, to the bits that linear_packed gives: a lane is an
+// output, so squares of W are transposed in registers. A few rows take them from there; for many, a
+// block of panels is made in scratch and summed by linear_packed's tiles.
 #include "op/linear.h"
 
 #include "cpu/linear_items.h"
@@ -8,69 +9,124 @@
 namespace hexad {
 namespace {
 
-constexpr int kFetch = 512;  // bytes ahead in each row
+constexpr int kFew = kRegLanes == 16 ? 8 : 4;  // rows that are summed straight from squares
 
-// 16 rows of words to 16 words per input: the squares of the matrix transposed in registers.
-// `row` has `before` words that may be read in front of its first one, and n > 0 of its own.
-void interleave(const char* row, int64_t stride, int lanes, int64_t before, int64_t n,
-                int32_t* panel) {
+// A block of 16 rows of a weight, in words of one float32 or two bfloat16 inputs. Lanes beyond the
+// last row read it again.
+struct Block {
   const char* lane[kPanel];
-  for (int i = 0; i < kPanel; ++i) lane[i] = row + std::min(i, lanes - 1) * stride;
-  constexpr int L = kRegLanes;
-  for (int64_t k = 0; k < n; k += L) {
-    // The last square overlaps what is done already, rather than reading past the row.
-    const int64_t from = std::min(k, n - L);
-    if (from < -before) {
-      for (int64_t i = k; i < n; ++i)
-        for (int j = 0; j < kPanel; ++j) memcpy(panel + i * kPanel + j, lane[j] + i * 4, 4);
-      return;
+  int64_t words;  // whole ones
+  bool half;      // one more bfloat16 input
+
+  template <class T>
+  Block(const T* w, int64_t stride, int lanes, int64_t begin, int64_t n)
+      : words(n * int64_t(sizeof(T)) / 4), half(sizeof(T) == 2 && n % 2) {
+    for (int i = 0; i < kPanel; ++i)
+      lane[i] = reinterpret_cast<const char*>(w + std::min(i, lanes - 1) * stride + begin);
+  }
+
+  // Words k to k + kRegLanes of lanes h to h + kRegLanes; asks for a share of the next block's
+  // lines, a lane's in one go.
+  HEXAD_INLINE void square(int64_t k, int h, reg* to) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRegLanes; ++i) to[i] = load<reg>(lane[h + i] + k * 4);
+    transpose(to);
+    if (h) return;
+    const int64_t end = std::min<int64_t>(kPanel, (k + kRegLanes) * kPanel / words);
+    for (int64_t i = k * kPanel / words; i < end; ++i)
+      for (int64_t line = 0; line < words * 4; line += 64)
+        __builtin_prefetch(lane[i] + words * 4 + line);
+  }
+
+  // The words from k on, one input after another.
+  void rest(int64_t k, int32_t* panel) const {
+    for (; k < words; ++k)
+      for (int j = 0; j < kPanel; ++j) memcpy(panel++, lane[j] + k * 4, 4);
+    if (!half) return;
+    for (int j = 0; j < kPanel; ++j) {
+      uint16_t last;
+      memcpy(&last, lane[j] + k * 4, 2);
+      *panel++ = last;
     }
-    for (int h = 0; h < kPanel; h += L) {
-      reg square[L];
+  }
+
+  void panel(int32_t* to) const {
+    int64_t k = 0;
+    for (; k + kRegLanes <= words; k += kRegLanes)
+      for (int h = 0; h < kPanel; h += kRegLanes) {
+        reg inputs[kRegLanes];
+        square(k, h, inputs);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        square[i] = load<reg>(lane[h + i] + from * 4);
-        if (from % kPanel == 0) __builtin_prefetch(lane[h + i] + from * 4 + kFetch);
+        for (int i = 0; i < kRegLanes; ++i)
+          memcpy(to + (k + i) * kPanel + h, &inputs[i], sizeof(reg));
       }
-      transpose(square);
-      int32_t* to = panel + from * kPanel + h;
-      if (from == k) {
+    rest(k, to + k * kPanel);
+  }
+};
+
+// R rows by one block.
+template <class Kind, int R>
+void sum_squares(const typename Kind::X* x, int64_t stride, const Block& w, bool first,
+                 float* sums) {
+  alignas(64) int32_t rest[kRegLanes * kPanel];
+  const int64_t whole = w.words / kRegLanes * kRegLanes;
+  const int64_t after = w.words - whole + w.half;
+  if (after) w.rest(whole, rest);
+  for (int h = 0; h < kPanel; h += kRegLanes) {
+    reg acc[R][1];
+    clear(acc);
+    const auto add = [&](int64_t k, reg word, int inputs) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        acc[r][0] = Kind::add(x + r * stride + k * Kind::kInputs, word, acc[r][0], inputs);
+    };
+    for (int64_t k = 0; k < whole; k += kRegLanes) {
+      reg inputs[kRegLanes];
+      w.square(k, h, inputs);
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) memcpy(to + i * kPanel, &square[i], sizeof(reg));
-      } else {
-        for (int i = int(k - from); i < L; ++i) memcpy(to + i * kPanel, &square[i], sizeof(reg));
-      }
+      for (int i = 0; i < kRegLanes; ++i) add(k + i, inputs[i], Kind::kInputs);
+    }
+    for (int64_t i = 0; i < after; ++i)
+      add(whole + i, load<reg>(rest + i * kPanel + h),
+          w.half && i + 1 == after ? 1 : Kind::kInputs);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      float* to = sums + r * kWidth + h;
+      store_reg(to, first ? acc[r][0] : load_reg(to) + acc[r][0]);
     }
   }
 }
 
-void make_panel(const float* w, int64_t stride, int lanes, int64_t begin, int64_t n,
-                int32_t* panel) {
-  interleave(reinterpret_cast<const char*>(w + begin), stride * 4, lanes, begin, n, panel);
-}
-
-void make_panel(const bf16* w, int64_t stride, int lanes, int64_t begin, int64_t n,
-                int32_t* panel) {
-  if (n > 1)
-    interleave(reinterpret_cast<const char*>(w + begin), stride * 2, lanes, begin / 2, n / 2,
-               panel);
-  if (n % 2)
-    for (int j = 0; j < kPanel; ++j)
-      panel[n / 2 * kPanel + j] = w[std::min(j, lanes - 1) * stride + begin + n - 1].raw;
+template <class Kind, int R = 1>
+void sum_few(int rows, const typename Kind::X* x, int64_t stride, const Block& w, bool first,
+             float* sums) {
+  if constexpr (R < kFew) {
+    if (rows > R) return sum_few<Kind, R + 1>(rows, x, stride, w, first, sums);
+  }
+  sum_squares<Kind, R>(x, stride, w, first, sums);
 }
 
 template <class Kind, class T>
 void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_t rows,
                   float* sums) {
-  alignas(64) int32_t panels[kPanels * kBlock / Kind::kInputs * kPanel];
+  constexpr int64_t step = kBlock / Kind::kInputs * kPanel;
+  alignas(64) int32_t panels[kPanels * step];
+  const auto block = [&](int p, int64_t k, int64_t n) {
+    return Block(static_cast<const T*>(a.weight) + group.row[p] * a.weight_stride, a.weight_stride,
+                 group.lanes[p], k, n);
+  };
   const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
   for (int64_t k = 0; k < a.inputs; k += kBlock) {
     const int64_t n = std::min<int64_t>(kBlock, a.inputs - k);
-    constexpr int64_t step = kBlock / Kind::kInputs * kPanel;
-    for (int p = 0; p < group.panels; ++p)
-      make_panel(static_cast<const T*>(a.weight) + group.row[p] * a.weight_stride, a.weight_stride,
-                 group.lanes[p], k, n, panels + p * step);
-    sum_block<Kind>(x + k, a.x_stride, rows, panels, step, group.panels, n, k == 0, sums);
+    if (rows <= kFew) {
+      typename Kind::X wide[kFew * kBlock];
+      const auto row = convert(x + k, a.x_stride, int(rows), n, wide);
+      for (int p = 0; p < group.panels; ++p)
+        sum_few<Kind>(int(rows), row.x, row.stride, block(p, k, n), k == 0, sums + p * kPanel);
+    } else {
+      for (int p = 0; p < group.panels; ++p) block(p, k, n).panel(panels + p * step);
+      sum_block<Kind>(x + k, a.x_stride, rows, panels, step, group.panels, n, k == 0, sums);
+    }
   }
 }
 
@@ -79,8 +135,8 @@ void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_
 namespace HEXAD_ISA {
 
 void linear(const LinearArgs& a) {
-  // For a few rows the panels in the making should not leave the first-level cache.
-  for_items(a, a.rows <= 8 ? 2 : kPanels,
+  // Among a few rows each panel is read from end to end.
+  for_items(a, a.rows <= kFew ? 1 : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {
               if (!a.bf16) return sum_unpacked<Floats, float>(a, group, first, rows, sums);
 #if HEXAD_PAIRS

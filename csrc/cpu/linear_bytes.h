@@ -128,7 +128,8 @@ struct Int4 {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) acc[r][c] = set1_ireg(x.undo(r, g));
-#pragma GCC unroll 4
+      // Unrolled, each sum's eight steps would be lined up behind each other.
+#pragma GCC unroll 1
       for (int j = 1; j <= 4; ++j) {
         ireg low[N], high[N];
 #pragma GCC unroll 8
@@ -196,8 +197,8 @@ void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int
     panel[p] = static_cast<const int32_t*>(a.linear.weight) + group.row[p] / kPanel * words;
   // Gates and their ups lie apart.
   const int near = gated(a.linear) ? group.panels / 2 : group.panels;
-  // For several rows a block of inputs stays in the first-level cache.
-  const int64_t block = rows == 1 ? groups : 512 / Form::kGroup;
+  // Among many rows a block of inputs stays in the first-level cache.
+  const int64_t block = rows <= kByteTall ? groups : 512 / Form::kGroup;
   for (int64_t g = 0; g < groups; g += block) {
     for (int64_t r = 0; r < rows;) {
       const int64_t left = rows - r;

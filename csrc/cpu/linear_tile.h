@@ -65,6 +65,11 @@ struct Floats {
   using X = float;
   static constexpr int kInputs = 1;  // of one word of a panel
 
+  // One word's inputs at x; `inputs` is less than kInputs where the row ends.
+  static HEXAD_INLINE reg add(const float* x, reg w, reg sum, int) {
+    return fma(set1_reg(*x), w, sum);
+  }
+
   template <int R, int C>
   static void tile(const float* x, int64_t stride, const int32_t* panels, int64_t step, int64_t n,
                    bool first, float* sums) {
@@ -93,6 +98,12 @@ struct Floats {
 struct Halves {
   using X = float;
   static constexpr int kInputs = 2;
+
+  static HEXAD_INLINE reg add(const float* x, reg w, reg sum, int inputs) {
+    sum = fma(set1_reg(x[0]), (reg)((ireg)w << 16), sum);
+    if (inputs == 1) return sum;
+    return fma(set1_reg(x[1]), (reg)((ireg)w & int32_t(0xffff0000)), sum);
+  }
 
   template <int R, int C>
   static void tile(const float* x, int64_t stride, const int32_t* w, int64_t step, int64_t n,
@@ -131,6 +142,11 @@ struct Halves {
 struct Pairs {
   using X = bf16;
   static constexpr int kInputs = 2;
+
+  static HEXAD_INLINE reg add(const bf16* x, reg w, reg sum, int inputs) {
+    const bf16 both[2] = {x[0], inputs == 1 ? bf16{0} : x[1]};
+    return dot(spread_pair(both), (pairs)w, sum);
+  }
 
   template <int R, int C>
   static void tile(const bf16* x, int64_t stride, const int32_t* w, int64_t step, int64_t n,
@@ -187,27 +203,35 @@ void tile_any(int rows, const typename Kind::X* x, int64_t stride, const int32_t
   tile_across<Kind, R, tile_panels(R)>(x, stride, w, step, panels, n, first, sums);
 }
 
-// One block of inputs for all rows of an item. Rows of another type than the tile's are converted
-// on the way, a tile at a time.
+// Rows of x as the tiles of Kind read them: where they are, or converted into `wide`.
+template <class X>
+struct Converted {
+  const X* x;
+  int64_t stride;
+};
+HEXAD_INLINE Converted<float> convert(const bf16* x, int64_t stride, int rows, int64_t n,
+                                      float* wide) {
+  for (int r = 0; r < rows; ++r) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(wide + r * kBlock + i, load(x + r * stride + i));
+    if (i < n) store(wide + r * kBlock + i, load_part(x + r * stride + i, n - i));
+  }
+  return {wide, kBlock};
+}
+template <class X>
+HEXAD_INLINE Converted<X> convert(const X* x, int64_t stride, int, int64_t, X*) {
+  return {x, stride};
+}
+
+// One block of inputs for all rows of an item.
 template <class Kind, class T>
 void sum_block(const T* x, int64_t stride, int64_t rows, const int32_t* w, int64_t step, int panels,
                int64_t n, bool first, float* sums) {
+  typename Kind::X wide[kTall * kBlock];
   for (int64_t r = 0; r < rows;) {
     const int height = tile_rows(rows - r);
-    const T* from = x + r * stride;
-    float* to = sums + r * kWidth;
-    if constexpr (std::is_same<T, typename Kind::X>::value) {
-      tile_any<Kind>(height, from, stride, w, step, panels, n, first, to);
-    } else {
-      float wide[kTall * kBlock];
-      for (int j = 0; j < height; ++j) {
-        int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes)
-          store(wide + j * kBlock + i, load(from + j * stride + i));
-        if (i < n) store(wide + j * kBlock + i, load_part(from + j * stride + i, n - i));
-      }
-      tile_any<Kind>(height, wide, kBlock, w, step, panels, n, first, to);
-    }
+    const auto rest = convert(x + r * stride, stride, height, n, wide);
+    tile_any<Kind>(height, rest.x, rest.stride, w, step, panels, n, first, sums + r * kWidth);
     r += height;
   }
 }
