@@ -110,28 +110,26 @@ struct Halves {
                    bool first, float* sums) {
     reg acc[R][C * kPanelRegs];
     clear(acc);
-    const auto one = [&](int64_t i, const reg(&column)[C* kPanelRegs])
-                         __attribute__((always_inline)) {
-#pragma GCC unroll 8
-                           for (int r = 0; r < R; ++r) {
-                             const reg row = set1_reg(x[r * stride + i]);
+    // Loaded anew for the odd inputs: both halves at once would not fit sixteen registers.
+    const auto one = [&](int64_t i, auto&& half) __attribute__((always_inline)) {
+      reg column[C * kPanelRegs];
 #pragma GCC unroll 16
-                             for (int c = 0; c < C * kPanelRegs; ++c)
-                               acc[r][c] = fma(row, column[c], acc[r][c]);
-                           }
-                         };
+      for (int c = 0; c < C * kPanelRegs; ++c)
+        column[c] = half(load<ireg>(w + c / kPanelRegs * step + c % kPanelRegs * kRegLanes));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const reg row = set1_reg(x[r * stride + i]);
+#pragma GCC unroll 16
+        for (int c = 0; c < C * kPanelRegs; ++c) acc[r][c] = fma(row, column[c], acc[r][c]);
+      }
+    };
     for (int64_t i = 0; i < n; i += 2, w += kPanel) {
-      reg even[C * kPanelRegs], odd[C * kPanelRegs];
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) fetch<C>(w + c * step);
-#pragma GCC unroll 16
-      for (int c = 0; c < C * kPanelRegs; ++c) {
-        const ireg both = load<ireg>(w + c / kPanelRegs * step + c % kPanelRegs * kRegLanes);
-        even[c] = (reg)(both << 16);
-        odd[c] = (reg)(both & int32_t(0xffff0000));
-      }
-      one(i, even);
-      if (i + 1 < n) one(i + 1, odd);
+      one(i, [](ireg both) __attribute__((always_inline)) { return (reg)(both << 16); });
+      if (i + 1 == n) break;
+      one(i + 1, [](ireg both)
+                     __attribute__((always_inline)) { return (reg)(both & int32_t(0xffff0000)); });
     }
     add_to<R, C>(sums, first, acc);
   }

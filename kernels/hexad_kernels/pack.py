@@ -5,9 +5,12 @@ reads memory in one direction and a sum never crosses lanes. `panels` is (ceil(r
 
     float32    16 words per input
     bfloat16   16 words per 2 inputs, the even one in the low half
-    int8       16 float32 scales, then 16 words per 4 inputs, a byte each: round(w / scale) + 128, scale = max |row| / 127
+    int8       16 float32 scales, then 16 words per 4 inputs, a byte each
     int4       per 32 inputs 16 words of scale (low half, bfloat16) and minimum (high half), then 16 words per 8 inputs:
-               input j < 4 in the low half of byte j, input 4 + j in its high half; w = scale * q + minimum, q from 0 to 15
+               input j < 4 in the low half of byte j, input 4 + j in its high half
+
+    int8       w = scale (q - 128),  scale = max |row| / 127,  q = round(w / scale) + 128
+    int4       w = scale q + minimum,  q from 0 to 15
 
 Rows and inputs that a panel lacks are zeros that no result contains.
 
