@@ -20,11 +20,15 @@ constexpr int kBlock = 128;                     // inputs of one chain
 constexpr int kTall = kRegLanes == 16 ? 8 : 6;  // the most rows of a tile
 constexpr int kPanelRegs = kPanel / kRegLanes;
 
-// Asks for a panel's line some 4 KB of an item's work ahead: the machine's own prefetching follows
-// too few streams, and none across pages.
-template <int C>
-HEXAD_INLINE void fetch(const void* line) {
-  __builtin_prefetch(static_cast<const char*>(line) + 4096 / C);
+// Asks for the lines of C panels that come 4 KB of work later: the machine's own prefetching
+// follows too few streams, and none across pages. Among many rows it pays for bfloat16 pairs only,
+// whose tiles ask the second-level cache for twice as much.
+template <bool kAhead, int C, class W>
+HEXAD_INLINE void fetch(const W* w, int64_t step) {
+  if constexpr (kAhead)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c)
+      __builtin_prefetch(reinterpret_cast<const char*>(w + c * step) + 4096 / C);
 }
 
 // How many rows the next tile takes of those left.
@@ -64,13 +68,14 @@ HEXAD_INLINE void clear(reg (&acc)[R][N]) {
 struct Floats {
   using X = float;
   static constexpr int kInputs = 1;  // of one word of a panel
+  static constexpr bool kFetch = false;
 
   // One word's inputs at x; `inputs` is less than kInputs where the row ends.
   static HEXAD_INLINE reg add(const float* x, reg w, reg sum, int) {
     return fma(set1_reg(*x), w, sum);
   }
 
-  template <int R, int C>
+  template <int R, int C, bool kAhead>
   static void tile(const float* x, int64_t stride, const int32_t* panels, int64_t step, int64_t n,
                    bool first, float* sums) {
     const float* w = reinterpret_cast<const float*>(panels);
@@ -78,8 +83,7 @@ struct Floats {
     clear(acc);
     for (int64_t i = 0; i < n; ++i, w += kPanel) {
       reg column[C * kPanelRegs];
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) fetch<C>(w + c * step);
+      fetch<kAhead, C>(w, step);
 #pragma GCC unroll 16
       for (int c = 0; c < C * kPanelRegs; ++c)
         column[c] = load_reg(w + c / kPanelRegs * step + c % kPanelRegs * kRegLanes);
@@ -98,6 +102,7 @@ struct Floats {
 struct Halves {
   using X = float;
   static constexpr int kInputs = 2;
+  static constexpr bool kFetch = false;
 
   static HEXAD_INLINE reg add(const float* x, reg w, reg sum, int inputs) {
     sum = fma(set1_reg(x[0]), (reg)((ireg)w << 16), sum);
@@ -105,7 +110,7 @@ struct Halves {
     return fma(set1_reg(x[1]), (reg)((ireg)w & int32_t(0xffff0000)), sum);
   }
 
-  template <int R, int C>
+  template <int R, int C, bool kAhead>
   static void tile(const float* x, int64_t stride, const int32_t* w, int64_t step, int64_t n,
                    bool first, float* sums) {
     reg acc[R][C * kPanelRegs];
@@ -124,8 +129,7 @@ struct Halves {
       }
     };
     for (int64_t i = 0; i < n; i += 2, w += kPanel) {
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) fetch<C>(w + c * step);
+      fetch<kAhead, C>(w, step);
       one(i, [](ireg both) __attribute__((always_inline)) { return (reg)(both << 16); });
       if (i + 1 == n) break;
       one(i + 1, [](ireg both)
@@ -140,13 +144,14 @@ struct Halves {
 struct Pairs {
   using X = bf16;
   static constexpr int kInputs = 2;
+  static constexpr bool kFetch = true;
 
   static HEXAD_INLINE reg add(const bf16* x, reg w, reg sum, int inputs) {
     const bf16 both[2] = {x[0], inputs == 1 ? bf16{0} : x[1]};
     return dot(spread_pair(both), (pairs)w, sum);
   }
 
-  template <int R, int C>
+  template <int R, int C, bool kAhead>
   static void tile(const bf16* x, int64_t stride, const int32_t* w, int64_t step, int64_t n,
                    bool first, float* sums) {
     reg acc[R][C];
@@ -154,10 +159,8 @@ struct Pairs {
     const auto one = [&](const auto& row) __attribute__((always_inline)) {
       pairs column[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        column[c] = load_pairs(w + c * step);
-        fetch<C>(w + c * step);
-      }
+      for (int c = 0; c < C; ++c) column[c] = load_pairs(w + c * step);
+      fetch<kAhead, C>(w, step);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const pairs both = row(r);
@@ -179,26 +182,27 @@ struct Pairs {
 };
 #endif
 
-template <class Kind, int R, int C>
+template <class Kind, bool kAhead, int R, int C>
 HEXAD_INLINE void tile_across(const typename Kind::X* x, int64_t stride, const int32_t* w,
                               int64_t step, int panels, int64_t n, bool first, float* sums) {
   int p = 0;
   for (; p + C <= panels; p += C)
-    Kind::template tile<R, C>(x, stride, w + p * step, step, n, first, sums + p * kPanel);
+    Kind::template tile<R, C, kAhead>(x, stride, w + p * step, step, n, first, sums + p * kPanel);
   if constexpr (C > 1) {
     if (p < panels)
-      tile_across<Kind, R, C / 2>(x, stride, w + p * step, step, panels - p, n, first,
-                                  sums + p * kPanel);
+      tile_across<Kind, kAhead, R, C / 2>(x, stride, w + p * step, step, panels - p, n, first,
+                                          sums + p * kPanel);
   }
 }
 
-template <class Kind, int R = 1>
+template <class Kind, bool kAhead, int R = 1>
 void tile_any(int rows, const typename Kind::X* x, int64_t stride, const int32_t* w, int64_t step,
               int panels, int64_t n, bool first, float* sums) {
   if constexpr (R < kTall) {
-    if (rows > R) return tile_any<Kind, R + 1>(rows, x, stride, w, step, panels, n, first, sums);
+    if (rows > R)
+      return tile_any<Kind, kAhead, R + 1>(rows, x, stride, w, step, panels, n, first, sums);
   }
-  tile_across<Kind, R, tile_panels(R)>(x, stride, w, step, panels, n, first, sums);
+  tile_across<Kind, kAhead, R, tile_panels(R)>(x, stride, w, step, panels, n, first, sums);
 }
 
 // Rows of x as the tiles of Kind read them: where they are, or converted into `wide`.
@@ -229,7 +233,16 @@ void sum_block(const T* x, int64_t stride, int64_t rows, const int32_t* w, int64
   for (int64_t r = 0; r < rows;) {
     const int height = tile_rows(rows - r);
     const auto rest = convert(x + r * stride, stride, height, n, wide);
-    tile_any<Kind>(height, rest.x, rest.stride, w, step, panels, n, first, sums + r * kWidth);
+    float* to = sums + r * kWidth;
+    if (rows <= kTall) {
+      tile_any<Kind, true>(height, rest.x, rest.stride, w, step, panels, n, first, to);
+    } else {
+      if (Kind::kFetch)
+        for (int64_t j = r + height; j < std::min(rows, r + height + 6); ++j)
+          for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T)))
+            __builtin_prefetch(x + j * stride + i);
+      tile_any<Kind, Kind::kFetch>(height, rest.x, rest.stride, w, step, panels, n, first, to);
+    }
     r += height;
   }
 }
