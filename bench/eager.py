@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import hexad_kernels
+from hexad_kernels.pack import FORMS, unpack
 
 
 def attention(q, k, v, *, causal=False, mask=None, window=None, softcap=None, scale=None, return_lse=False):
@@ -63,10 +64,24 @@ ACTIVATIONS: dict[str | None, Callable[..., Any]] = {
 
 
 def linear(x, weight, bias=None, *, activation=None, residual=None):
+    if str(activation).endswith("gate"):
+        gate = ACTIVATIONS[activation.removesuffix("_gate")]
+
+        def run():
+            g, u = F.linear(x, weight, bias).chunk(2, -1)
+            return gate(g) * u if residual is None else gate(g) * u + residual
+
+        return run
     act = ACTIVATIONS[activation]
     if residual is None:
         return lambda: act(F.linear(x, weight, bias))
     return lambda: act(F.linear(x, weight, bias)) + residual
+
+
+def linear_packed(x, panels, bias=None, *, form, rows, activation=None, residual=None):
+    """The dense weight in x's dtype, whatever the form."""
+    weight = unpack(panels, FORMS[form], rows, x.shape[-1]).to(x.dtype)
+    return linear(x, weight, bias, activation=activation, residual=residual)
 
 
 def norm(

@@ -38,6 +38,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("decode", door(hexad_decode));
   m.def("invconv", door(hexad_invconv));
   m.def("linear", door(hexad_linear));
+  m.def("linear_packed", door(hexad_linear_packed));
   m.def("maskedconv", door(hexad_maskedconv));
   m.def("merge_attention", door(hexad_merge_attention));
   m.def("norm", door(hexad_norm));

@@ -17,6 +17,7 @@ FUNCTIONS = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
+GATES = {"silu_gate": F.silu, "gelu_gate": F.gelu}
 
 
 def inputs(*leading, k=50, n=37, dtype=torch.float32):
@@ -26,7 +27,7 @@ def inputs(*leading, k=50, n=37, dtype=torch.float32):
 
 
 def test_every_activation_is_tested():
-    assert set(FUNCTIONS) == set(ACTIVATIONS)
+    assert set(FUNCTIONS) | set(GATES) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("activation", FUNCTIONS, ids=str)
@@ -38,6 +39,21 @@ def test_agrees_with_torch(activation, dtype):
     y = linear(x, w, b, activation=activation, residual=r)
     assert y.dtype == dtype and y.is_contiguous()
     assert torch.allclose(y.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gates_come_first_then_ups(gate, dtype):
+    x, w, b, _ = inputs(4, 3, n=74, dtype=dtype)
+    r = inputs(4, 3, dtype=dtype)[3]
+    g, u = F.linear(x.double(), w.double(), b.double()).chunk(2, -1)
+    exact = GATES[gate](g) * u + r.double()
+    tolerance = 1e-4 if dtype == torch.float32 else 2**-7
+    y = linear(x, w, b, activation=gate, residual=r)
+    assert y.shape == (4, 3, 37)
+    assert torch.allclose(y.double(), exact, rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match="weight: got 73 rows, a gate wants an even number"):
+        linear(x, w[1:], b[1:], activation=gate)
 
 
 @pytest.mark.parametrize("activation", [a for a in FUNCTIONS if a], ids=str)

@@ -21,7 +21,12 @@ extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* 
     }
     require_rank(weight, "weight", 2);
     require_size(*weight, "weight", 1, in.size);
-    require_size(*y, "y", y->ndim - 1, w.count);
+    HEXAD_REQUIRE(activation >= 0 && activation <= 8, "activation: is %d, wants 0 to 8",
+                  activation);
+    const bool gate = activation >= 7;
+    HEXAD_REQUIRE(!gate || w.count % 2 == 0, "weight: has %lld rows, a gate wants an even number",
+                  (long long)w.count);
+    require_size(*y, "y", y->ndim - 1, gate ? w.count / 2 : w.count);
     require_distinct(*y, "y");
     HEXAD_REQUIRE(out.count == in.count, "y: has %lld rows, wants x's %lld", (long long)out.count,
                   (long long)in.count);
@@ -37,8 +42,6 @@ extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* 
                     "residual: is %lld x %lld, wants y's %lld x %lld", (long long)rest.count,
                     (long long)rest.size, (long long)out.count, (long long)out.size);
     }
-    HEXAD_REQUIRE(activation >= 0 && activation <= 6, "activation: is %d, wants 0 to 6",
-                  activation);
     require_cpu(*x, "linear");
     cpu().linear({data<void>(*x), data<void>(*weight), bias ? data<void>(*bias) : nullptr,
                   residual ? data<void>(*residual) : nullptr, data<void>(*y), dtype == DType::bf16,

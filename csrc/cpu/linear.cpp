@@ -1,56 +1,131 @@
-// act(x W^T + b) + residual: blocks of rows by columns, finished while their sums are at hand.
+// act(x W^T + b) + residual with W as it lies, to the bits that linear_packed gives: a lane is an
+// output, so squares of W are transposed in registers. A few rows take them from there; for many, a
+// block of panels is made in scratch and summed by linear_packed's tiles.
 #include "op/linear.h"
 
-#include "cpu/dot.h"
-#include "cpu/math.h"
-#include "cpu/parallel.h"
+#include "cpu/linear_items.h"
+#include "cpu/linear_tile.h"
 
 namespace hexad {
 namespace {
 
-HEXAD_INLINE vf activate(vf z, int activation) {
-  switch (activation) {
-    case 1:
-      return max(zero(), z);
-    case 2:
-      return z * normal_cdf(z);
-    case 3: {
-      // (1 + tanh u) / 2 = sigmoid(2 u)
-      const vf cube = fma(z * z, z * set1(0.044715f), z);
-      return z * sigmoid(cube * set1(1.5957691216057308f));
+constexpr int kFew = kRegLanes == 16 ? 8 : 4;  // rows that are summed straight from squares
+
+// A block of 16 rows of a weight, in words of one float32 or two bfloat16 inputs. Lanes beyond the
+// last row read it again.
+struct Block {
+  const char* lane[kPanel];
+  int64_t words;  // whole ones
+  bool half;      // one more bfloat16 input
+
+  template <class T>
+  Block(const T* w, int64_t stride, int lanes, int64_t begin, int64_t n)
+      : words(n * int64_t(sizeof(T)) / 4), half(sizeof(T) == 2 && n % 2) {
+    for (int i = 0; i < kPanel; ++i)
+      lane[i] = reinterpret_cast<const char*>(w + std::min(i, lanes - 1) * stride + begin);
+  }
+
+  // Words k to k + kRegLanes of lanes h to h + kRegLanes; asks for a share of the next block's
+  // lines, a lane's in one go.
+  HEXAD_INLINE void square(int64_t k, int h, reg* to) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRegLanes; ++i) to[i] = load<reg>(lane[h + i] + k * 4);
+    transpose(to);
+    if (h) return;
+    const int64_t end = std::min<int64_t>(kPanel, (k + kRegLanes) * kPanel / words);
+    for (int64_t i = k * kPanel / words; i < end; ++i)
+      for (int64_t line = 0; line < words * 4; line += 64)
+        __builtin_prefetch(lane[i] + words * 4 + line);
+  }
+
+  // The words from k on, one input after another.
+  void rest(int64_t k, int32_t* panel) const {
+    for (; k < words; ++k)
+      for (int j = 0; j < kPanel; ++j) memcpy(panel++, lane[j] + k * 4, 4);
+    if (!half) return;
+    for (int j = 0; j < kPanel; ++j) {
+      uint16_t last;
+      memcpy(&last, lane[j] + k * 4, 2);
+      *panel++ = last;
     }
-    case 4:
-      return z * sigmoid(z);
-    case 5:
-      return tanh(z);
-    case 6:
-      return sigmoid(z);
-    default:
-      return z;
+  }
+
+  void panel(int32_t* to) const {
+    int64_t k = 0;
+    for (; k + kRegLanes <= words; k += kRegLanes)
+      for (int h = 0; h < kPanel; h += kRegLanes) {
+        reg inputs[kRegLanes];
+        square(k, h, inputs);
+#pragma GCC unroll 16
+        for (int i = 0; i < kRegLanes; ++i)
+          memcpy(to + (k + i) * kPanel + h, &inputs[i], sizeof(reg));
+      }
+    rest(k, to + k * kPanel);
+  }
+};
+
+// R rows by one block.
+template <class Kind, int R>
+void sum_squares(const typename Kind::X* x, int64_t stride, const Block& w, bool first,
+                 float* sums) {
+  alignas(64) int32_t rest[kRegLanes * kPanel];
+  const int64_t whole = w.words / kRegLanes * kRegLanes;
+  const int64_t after = w.words - whole + w.half;
+  if (after) w.rest(whole, rest);
+  for (int h = 0; h < kPanel; h += kRegLanes) {
+    reg acc[R][1];
+    clear(acc);
+    const auto add = [&](int64_t k, reg word, int inputs) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        acc[r][0] = Kind::add(x + r * stride + k * Kind::kInputs, word, acc[r][0], inputs);
+    };
+    for (int64_t k = 0; k < whole; k += kRegLanes) {
+      reg inputs[kRegLanes];
+      w.square(k, h, inputs);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRegLanes; ++i) add(k + i, inputs[i], Kind::kInputs);
+    }
+    for (int64_t i = 0; i < after; ++i)
+      add(whole + i, load<reg>(rest + i * kPanel + h),
+          w.half && i + 1 == after ? 1 : Kind::kInputs);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      float* to = sums + r * kWidth + h;
+      store_reg(to, first ? acc[r][0] : load_reg(to) + acc[r][0]);
+    }
   }
 }
 
-template <class T>
-void panel(const LinearArgs& a, int64_t row, int64_t row_end, int64_t begin, int64_t end) {
-  const T* bias = static_cast<const T*>(a.bias);
-  for (; row < row_end; row += kRows) {
-    const int rows = int(std::min<int64_t>(kRows, row_end - row));
-    const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
-    for (int64_t c = begin; c < end; c += kColumns) {
-      const int columns = int(std::min<int64_t>(kColumns, end - c));
-      const T* w = static_cast<const T*>(a.weight) + c * a.weight_stride;
-      float sums[kRows * kColumns];
-      dots(x, a.x_stride, rows, w, a.weight_stride, columns, a.inputs, Product{}, sums);
-      const vf b = bias ? load_part(bias + c, columns) : zero();
-      for (int r = 0; r < rows; ++r) {
-        vf z = activate(load(sums + r * kColumns) + b, a.activation);
-        if (a.residual) {
-          const int64_t at = (row + r) * a.residual_stride + c;
-          z = z + load_part(static_cast<const T*>(a.residual) + at, columns);
-        }
-        T* y = static_cast<T*>(a.y) + (row + r) * a.y_stride + c;
-        columns == kLanes ? store(y, z) : store_first(y, z, columns);
-      }
+template <class Kind, int R = 1>
+void sum_few(int rows, const typename Kind::X* x, int64_t stride, const Block& w, bool first,
+             float* sums) {
+  if constexpr (R < kFew) {
+    if (rows > R) return sum_few<Kind, R + 1>(rows, x, stride, w, first, sums);
+  }
+  sum_squares<Kind, R>(x, stride, w, first, sums);
+}
+
+template <class Kind, class T>
+void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_t rows,
+                  float* sums) {
+  constexpr int64_t step = kBlock / Kind::kInputs * kPanel;
+  alignas(64) int32_t panels[kPanels * step];
+  const auto block = [&](int p, int64_t k, int64_t n) {
+    return Block(static_cast<const T*>(a.weight) + group.row[p] * a.weight_stride, a.weight_stride,
+                 group.lanes[p], k, n);
+  };
+  const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
+  for (int64_t k = 0; k < a.inputs; k += kBlock) {
+    const int64_t n = std::min<int64_t>(kBlock, a.inputs - k);
+    if (rows <= kFew) {
+      typename Kind::X wide[kFew * kBlock];
+      const auto row = convert(x + k, a.x_stride, int(rows), n, wide);
+      for (int p = 0; p < group.panels; ++p)
+        sum_few<Kind>(int(rows), row.x, row.stride, block(p, k, n), k == 0, sums + p * kPanel);
+    } else {
+      for (int p = 0; p < group.panels; ++p) block(p, k, n).panel(panels + p * step);
+      sum_block<Kind>(x + k, a.x_stride, rows, panels, step, group.panels, n, k == 0, sums);
     }
   }
 }
@@ -60,23 +135,16 @@ void panel(const LinearArgs& a, int64_t row, int64_t row_end, int64_t begin, int
 namespace HEXAD_ISA {
 
 void linear(const LinearArgs& a) {
-  static_assert(kColumns == kLanes, "one vector finishes a row of a block");
-  // A panel's weights stay in the second-level cache (about 384 KB) while its rows pass by.
-  const int64_t most = 98304 / std::max<int64_t>(a.inputs, 1) / kColumns * kColumns;
-  const int64_t columns = std::min<int64_t>(128, std::max<int64_t>(kColumns, most));
-  const int64_t rows = 32 * kRows;
-  const int64_t down = (a.rows + rows - 1) / rows, across = (a.outputs + columns - 1) / columns;
-  const int64_t cost = std::min(a.rows, rows) * columns * std::max<int64_t>(a.inputs, 1);
-  parallel_for(down * across, std::max<int64_t>(1, 131072 / std::max<int64_t>(cost, 1)),
-               [&](int64_t item, int64_t end) {
-                 for (; item < end; ++item) {
-                   const int64_t row = item % down * rows, column = item / down * columns;
-                   const int64_t row_end = std::min(a.rows, row + rows);
-                   const int64_t column_end = std::min(a.outputs, column + columns);
-                   a.bf16 ? panel<bf16>(a, row, row_end, column, column_end)
-                          : panel<float>(a, row, row_end, column, column_end);
-                 }
-               });
+  // Among a few rows each panel is read from end to end.
+  for_items(a, a.rows <= kFew ? 1 : kPanels,
+            [&](const Group& group, int64_t first, int64_t rows, float* sums) {
+              if (!a.bf16) return sum_unpacked<Floats, float>(a, group, first, rows, sums);
+#if HEXAD_PAIRS
+              return sum_unpacked<Pairs, bf16>(a, group, first, rows, sums);
+#else
+              return sum_unpacked<Halves, bf16>(a, group, first, rows, sums);
+#endif
+            });
 }
 
 }  // namespace HEXAD_ISA

@@ -9,6 +9,7 @@
 #include "op/decode.h"
 #include "op/invconv.h"
 #include "op/linear.h"
+#include "op/linear_packed.h"
 #include "op/maskedconv.h"
 #include "op/merge_attention.h"
 #include "op/norm.h"

@@ -8,11 +8,13 @@ from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
 from hexad_kernels.invconv import invconv
 from hexad_kernels.linear import linear
+from hexad_kernels.linear_packed import linear_packed
 from hexad_kernels.maskedconv import maskedconv
 from hexad_kernels.merge_attention import merge_attention
 from hexad_kernels.native import cmake_prefix, machine
 from hexad_kernels.norm import norm
 from hexad_kernels.op import BACKENDS, OPS, BackendError, Explanation, backend, explain
+from hexad_kernels.pack import PackedWeight, pack, quantize
 from hexad_kernels.randn import randn
 from hexad_kernels.rope import rope
 from hexad_kernels.sample import sample
@@ -24,6 +26,7 @@ __all__ = [
     "OPS",
     "BackendError",
     "Explanation",
+    "PackedWeight",
     "append_kv",
     "attention",
     "attention_backward",
@@ -35,10 +38,13 @@ __all__ = [
     "explain",
     "invconv",
     "linear",
+    "linear_packed",
     "machine",
     "maskedconv",
     "merge_attention",
     "norm",
+    "pack",
+    "quantize",
     "randn",
     "rope",
     "sample",

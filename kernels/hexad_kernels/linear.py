@@ -1,4 +1,4 @@
-"""linear: a matrix product with its bias, activation and residual in one pass.
+"""linear: a matrix product with its bias, activation or gate, and residual in one pass.
 
     y = act(x W^T + b) + residual
 
@@ -7,33 +7,25 @@
     gelu_tanh   z * (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2
     tanh, sigmoid
 
-Sums are fp32, with one rounding to x's dtype at the very end. A row's bits depend on that row alone.
+    silu_gate, gelu_gate   the weight's first N rows make gates g, its last N rows u: y = act(g) * u + residual
 
-Papers: Hendrycks & Gimpel 2016 (GELU, arXiv 1606.08415), Elfwing et al. 2017 (SiLU, 1702.03118).
+Sums are fp32, with one rounding to x's dtype at the very end: chains over 128 inputs, added up in order. (Where the
+machine multiplies pairs of bfloat16, a chain takes two inputs at a step.) A row's bits depend on that row alone.
+
+Papers: Hendrycks & Gimpel 2016 (GELU, arXiv 1606.08415), Elfwing et al. 2017 (SiLU, 1702.03118), Shazeer 2020 (gates,
+2002.05202).
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hexad_kernels import check, native
+from hexad_kernels.activation import ACTIVATIONS, GATES, finished
+from hexad_kernels.linear_packed import with_packed
 from hexad_kernels.op import Op
-
-ACTIVATIONS: dict[Any, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "tanh": 5, "sigmoid": 6}
-_FUNCTIONS = (
-    lambda z: z,
-    torch.relu,
-    F.gelu,
-    partial(F.gelu, approximate="tanh"),
-    F.silu,
-    torch.tanh,
-    torch.sigmoid,
-)
+from hexad_kernels.pack import PackedWeight
 
 
 def contract(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> tuple[Tensor]:
@@ -43,11 +35,16 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, re
     check.tensor(weight, "weight", rank=2)
     check.like(weight, "weight", x, "x")
     *leading, inputs = x.shape
-    outputs, columns = weight.shape
+    rows, columns = weight.shape
     if columns != inputs:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants (any, {inputs}) = x's last dimension")
+    outputs = rows
+    if activation in GATES:
+        if rows % 2:
+            raise ValueError(f"weight: got {rows} rows, a gate wants an even number")
+        outputs = rows // 2
     if bias is not None:
-        check.operand(bias, "bias", (outputs,), x, "x", "weight's rows")
+        check.operand(bias, "bias", (rows,), x, "x", "weight's rows")
     if residual is not None:
         check.operand(residual, "residual", (*leading, outputs), x, "x", "the output's shape")
     return (x.new_empty(*leading, outputs),)
@@ -55,11 +52,7 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, re
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> Tensor:
     stat = check.statistics_dtype(x.dtype)
-    y = F.linear(x.to(stat), weight.to(stat), None if bias is None else bias.to(stat))
-    y = _FUNCTIONS[activation](y)
-    if residual is not None:
-        y = y + residual.to(stat)
-    return y.to(x.dtype)
+    return finished(F.linear(x.to(stat), weight.to(stat)), bias, activation, residual, x.dtype)
 
 
 def _native(
@@ -87,7 +80,7 @@ _op = Op(
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
@@ -96,11 +89,16 @@ def linear(
     """act(x W^T + bias) + residual.
 
     x          (..., K); float32, bfloat16 (float16, float64 through the reference)
-    weight     (N, K)
-    bias       (N,)
-    activation None, "relu", "gelu", "gelu_tanh", "silu", "tanh" or "sigmoid"
+    weight     (N, K) like x, (2 N, K) for a gate: gates' rows, then ups'; or a PackedWeight (pack, quantize), whose
+               form need not be x's dtype: packed in x's dtype it gives the dense weight's bits. A packed gate wants N
+               to be a multiple of 16.
+    bias       (N,), (2 N,) for a gate
+    activation None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "silu_gate" or "gelu_gate"
     residual   (..., N)
     Returns (..., N) like x. Leading dimensions may be absent, empty or strided.
-    Differentiable in x, weight, bias, residual. ValueError or TypeError names a wrong argument.
+    Differentiable in x, weight (not a packed one), bias, residual. ValueError or TypeError names a wrong argument.
     """
-    return _op(x, weight, bias, check.choice(activation, "activation", ACTIVATIONS), residual)
+    code = check.choice(activation, "activation", ACTIVATIONS)
+    if type(weight) is PackedWeight:
+        return with_packed(x, weight, bias, code, residual)
+    return _op(x, weight, bias, code, residual)

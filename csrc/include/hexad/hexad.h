@@ -165,10 +165,23 @@ HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_t
 /* linear: y = act(x weight^T + bias) + residual.
  *   x (..., K), y and residual (..., N): contiguous, or matrices with contiguous rows; weight (N,
  * K) with contiguous rows; bias (N). fp32 or bf16, all of one dtype; bias, residual may be NULL.
- *   activation 0 none, 1 relu, 2 gelu (erf), 3 gelu (tanh), 4 silu, 5 tanh, 6 sigmoid. */
+ *   activation 0 none, 1 relu, 2 gelu (erf), 3 gelu (tanh), 4 silu, 5 tanh, 6 sigmoid; gates: 7
+ * silu, 8 gelu (erf), where weight and bias have 2 N rows and y = act(first half) * second half +
+ * residual. */
 HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
                                     const hexad_tensor* bias, const hexad_tensor* residual,
                                     hexad_tensor* y, int32_t activation, hexad_stream stream);
+
+/* linear_packed: linear with a weight in panels of 16 of its rows.
+ *   panels (ceil(rows / 16), words) int32, contiguous; form 0 float32: 16 words per input; 1
+ * bfloat16: 16 per two inputs; 2 int8: 16 float32 scales, then 16 per four inputs, 128 added; 3
+ * int4: per 32 inputs 16 words of bfloat16 scale and minimum, then 16 per eight inputs.
+ *   workspace, for forms 2 and 3: (rows of x, words) int32, words = ceil(K / 64) * 35 for int8,
+ * ceil(K / 32) * 19 for int4. Gates (activation 7, 8) want N to be a multiple of 16. */
+HEXAD_API hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_tensor* panels,
+                                           const hexad_tensor* bias, const hexad_tensor* residual,
+                                           hexad_tensor* y, hexad_tensor* workspace,
+                                           int32_t activation, int32_t form, hexad_stream stream);
 
 /* maskedconv: 2d convolution over the kernel's first `taps` taps in raster order, 'same' zero
  * padding; weights of other taps do not count, whatever they hold.

@@ -1,0 +1,226 @@
+// linear with weights of 8 or 4 bits: x is rounded to 8 bits, group by group of its inputs so that
+// one large input costs only its own group precision; sums within a group are exact integers.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/bytes.h"
+#include "cpu/linear_finish.h"
+#include "op/linear_packed.h"
+
+namespace hexad {
+namespace {
+
+// Rows of x in the workspace: for each group a scale, an integer, a float; then the inputs.
+struct ByteRows {
+  const int32_t* at;
+  int64_t stride, groups;
+
+  HEXAD_INLINE float scale(int r, int64_t g) const { return as_float(at + r * stride + g); }
+  HEXAD_INLINE int32_t undo(int r, int64_t g) const { return at[r * stride + groups + g]; }
+  HEXAD_INLINE float sum(int r, int64_t g) const {
+    return as_float(at + r * stride + 2 * groups + g);
+  }
+  HEXAD_INLINE const int32_t* quad(int r, int64_t q) const {
+    return at + r * stride + 3 * groups + q * kQuadWords;
+  }
+
+ private:
+  static HEXAD_INLINE float as_float(const int32_t* p) {
+    float f;
+    memcpy(&f, p, sizeof f);
+    return f;
+  }
+};
+
+// q = round(x * 127 / max |x|) over a group; a group with NaN or infinity has the scale NaN. Beside
+// the scale: -offset * sum q, which undoes an offset added to the weights, and scale * sum q.
+template <int kGroup, int kOffset, class T>
+void to_bytes(const T* x, int64_t n, int64_t groups, int32_t* row) {
+  for (int64_t g = 0; g < groups; ++g) {
+    vf v[kGroup / kLanes];
+    vf most = zero(), poison = zero();
+    for (int j = 0; j < kGroup / kLanes; ++j) {
+      const int64_t i = g * kGroup + j * kLanes, left = n - i;
+      v[j] = left >= kLanes ? load(x + i) : left > 0 ? load_part(x + i, left) : zero();
+      most = larger(most, abs(v[j]));
+      poison = poison + (v[j] - v[j]);
+    }
+    const float bad = sum(poison), top = max_across(most);
+    const float scale = top * (1.f / 127) + bad;
+    const vf inverse = set1(top > 1e-30f ? 127.f / top : 0.f);
+    vi total = set1i(0);
+    int32_t* quads = row + 3 * groups + g * (kGroup / 4) * kQuadWords;
+    for (int j = 0; j < kGroup / kLanes; ++j) {
+      const vi q = round_int(v[j] * inverse);
+      total = total + q;
+      store_quads(quads + j * 4 * kQuadWords, q);
+    }
+    uint32_t lane[kLanes], all = 0;
+    memcpy(lane, &total, sizeof lane);
+    for (int i = 0; i < kLanes; ++i) all += lane[i];
+    const int32_t undo = int32_t(uint32_t(-kOffset) * all);
+    const float scaled = scale * float(int32_t(all));
+    memcpy(row + g, &scale, sizeof scale);
+    memcpy(row + groups + g, &undo, sizeof undo);
+    memcpy(row + 2 * groups + g, &scaled, sizeof scaled);
+  }
+}
+
+constexpr int kByteTall = kRegLanes == 16 ? 8 : 4;
+constexpr int kByteRegs = kPanel / kRegLanes;
+
+// 8 bits: after 16 scales, words of four inputs, 128 added to each. The scales multiply at the end.
+struct Int8 {
+  static constexpr int kGroup = 64, kOffset = 128, kHeader = kPanel;
+  static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 6 ? 4 : 2; }
+
+  template <int R, int C>
+  static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
+                   int64_t quads, float* sums) {
+    w += begin * (kGroup / 4) * kPanel;
+    for (int64_t g = begin; g < end; ++g) {
+      ireg acc[R][C * kByteRegs];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C * kByteRegs; ++c) acc[r][c] = set1_ireg(x.undo(r, g));
+      const int64_t last = std::min<int64_t>(quads, (g + 1) * (kGroup / 4));
+      for (int64_t q = g * (kGroup / 4); q < last; ++q, w += kPanel) {
+        ireg column[C * kByteRegs];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) __builtin_prefetch(w + c * step + 1024 / C);
+#pragma GCC unroll 8
+        for (int c = 0; c < C * kByteRegs; ++c)
+          column[c] = load<ireg>(w + c / kByteRegs * step + c % kByteRegs * kRegLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+          for (int c = 0; c < C * kByteRegs; ++c)
+            acc[r][c] = dot_quad(column[c], x.quad(r, q), acc[r][c]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C * kByteRegs; ++c) {
+          float* to = sums + r * kWidth + c * kRegLanes;
+          const reg before = g == 0 ? set1_reg(0.f) : load_reg(to);
+          store_reg(to, fma(from_int(acc[r][c]), set1_reg(x.scale(r, g)), before));
+        }
+    }
+  }
+};
+
+// 4 bits: per group of 32 inputs 16 words of a scale (low half, bfloat16) and a minimum (high
+// half), then words of eight inputs, input j of the first four in the low half of byte j.
+struct Int4 {
+  static constexpr int kGroup = 32, kOffset = 8, kHeader = 0;
+  static constexpr int panels(int) { return kRegLanes < 16 ? 1 : 2; }
+
+  template <int R, int C>
+  static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
+                   int64_t, float* sums) {
+    constexpr int N = C * kByteRegs;
+    w += begin * 5 * kPanel;
+    for (int64_t g = begin; g < end; ++g, w += 5 * kPanel) {
+      ireg acc[R][N];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) acc[r][c] = set1_ireg(x.undo(r, g));
+      // Unrolled, each sum's eight steps would be lined up behind each other.
+#pragma GCC unroll 1
+      for (int j = 1; j <= 4; ++j) {
+        ireg low[N], high[N];
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) {
+          const int32_t* at = w + c / kByteRegs * step + j * kPanel + c % kByteRegs * kRegLanes;
+          __builtin_prefetch(at + 1024 / C);
+          const ireg both = load<ireg>(at);
+          low[c] = both & 0x0f0f0f0f, high[c] = (both >> 4) & 0x0f0f0f0f;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const int32_t* quad = x.quad(r, g * 8 + 2 * (j - 1));
+#pragma GCC unroll 8
+          for (int c = 0; c < N; ++c) {
+            acc[r][c] = dot_quad(low[c], quad, acc[r][c]);
+            acc[r][c] = dot_quad(high[c], quad + kQuadWords, acc[r][c]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < N; ++c) {
+        const int32_t* at = w + c / kByteRegs * step + c % kByteRegs * kRegLanes;
+        __builtin_prefetch(at + 1024 / C);
+        const ireg both = load<ireg>(at);
+        const reg scale = (reg)(both << 16);
+        // The weight of q = 8, the middle: sums about it cancel less than those about q = 0.
+        const reg middle = fma(scale, set1_reg(8.f), (reg)(both & int32_t(0xffff0000)));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          float* to = sums + r * kWidth + c * kRegLanes;
+          const reg before = g == 0 ? set1_reg(0.f) : load_reg(to);
+          const reg part = from_int(acc[r][c]) * set1_reg(x.scale(r, g));
+          store_reg(to, fma(scale, part, fma(middle, set1_reg(x.sum(r, g)), before)));
+        }
+      }
+    }
+  }
+};
+
+template <class Form, int R = 1>
+void byte_tile(int rows, const ByteRows& x, const int32_t* w, int64_t step, int panels,
+               int64_t begin, int64_t end, int64_t quads, float* sums) {
+  if constexpr (R < kByteTall) {
+    if (rows > R) return byte_tile<Form, R + 1>(rows, x, w, step, panels, begin, end, quads, sums);
+  }
+  constexpr int C = Form::panels(R);
+  int p = 0;
+  for (; p + C <= panels; p += C)
+    Form::template tile<R, C>(x, w + p * step, step, begin, end, quads, sums + p * kPanel);
+  if constexpr (C > 1) {
+    for (; p < panels; ++p)
+      Form::template tile<R, 1>(x, w + p * step, step, begin, end, quads, sums + p * kPanel);
+  }
+}
+
+// Sums of `rows` rows from row `first` of the workspace.
+template <class Form>
+void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int64_t rows,
+               float* sums) {
+  const int64_t inputs = a.linear.inputs, words = a.linear.weight_stride;
+  const int64_t groups = (inputs + Form::kGroup - 1) / Form::kGroup, quads = (inputs + 3) / 4;
+  const int64_t row_words = workspace_words(a.form, inputs);
+  const int32_t* panel[kPanels];
+  for (int p = 0; p < group.panels; ++p)
+    panel[p] = static_cast<const int32_t*>(a.linear.weight) + group.row[p] / kPanel * words;
+  // Gates and their ups lie apart.
+  const int near = gated(a.linear) ? group.panels / 2 : group.panels;
+  // Among many rows a block of inputs stays in the first-level cache.
+  const int64_t block = rows <= kByteTall ? groups : 512 / Form::kGroup;
+  for (int64_t g = 0; g < groups; g += block) {
+    for (int64_t r = 0; r < rows;) {
+      const int64_t left = rows - r;
+      const int height = int(left <= kByteTall       ? left
+                             : left <= 2 * kByteTall ? (left + 1) / 2
+                                                     : std::min(6, kByteTall));
+      const ByteRows x{a.workspace + (first + r) * row_words, row_words, groups};
+      for (int p = 0; p < group.panels; p += near)
+        byte_tile<Form>(height, x, panel[p] + Form::kHeader, words, near, g,
+                        std::min(groups, g + block), quads, sums + r * kWidth + p * kPanel);
+      r += height;
+    }
+  }
+  if (Form::kHeader)
+    for (int p = 0; p < group.panels; ++p) {
+      const vf scale = load(reinterpret_cast<const float*>(panel[p]));
+      for (int64_t r = 0; r < rows; ++r) {
+        float* sum = sums + r * kWidth + p * kPanel;
+        store(sum, load(sum) * scale);
+      }
+    }
+}
+
+}  // namespace
+}  // namespace hexad

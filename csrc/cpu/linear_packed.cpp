@@ -1,0 +1,81 @@
+// act(x W^T + b) + residual with W in panels of 16 outputs, read once for up to eight rows.
+#include "op/linear_packed.h"
+
+#include "cpu/linear_bytes.h"
+#include "cpu/linear_items.h"
+#include "cpu/linear_tile.h"
+
+namespace hexad {
+namespace {
+
+template <class Kind, class T>
+void sum_packed(const LinearArgs& a, const Group& group, int64_t first, int64_t rows, float* sums) {
+  const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
+  // Gates and their ups lie apart.
+  const int near = gated(a) ? group.panels / 2 : group.panels;
+  for (int64_t k = 0; k < a.inputs; k += kBlock) {
+    const int64_t n = std::min<int64_t>(kBlock, a.inputs - k);
+    for (int p = 0; p < group.panels; p += near)
+      sum_block<Kind>(x + k, a.x_stride, rows,
+                      static_cast<const int32_t*>(a.weight) +
+                          group.row[p] / kPanel * a.weight_stride + k / Kind::kInputs * kPanel,
+                      a.weight_stride, near, n, k == 0, sums + p * kPanel);
+  }
+}
+
+template <class Kind>
+void run(const LinearArgs& a) {
+  if (!a.rows) return;
+  for_items(a, a.rows <= kTall ? tile_panels(int(a.rows)) : kPanels,
+            [&](const Group& group, int64_t first, int64_t rows, float* sums) {
+              if constexpr (std::is_same<typename Kind::X, float>::value)
+                a.bf16 ? sum_packed<Kind, bf16>(a, group, first, rows, sums)
+                       : sum_packed<Kind, float>(a, group, first, rows, sums);
+              else
+                sum_packed<Kind, bf16>(a, group, first, rows, sums);
+            });
+}
+
+template <class Form>
+void run_bytes(const LinearPackedArgs& a) {
+  const LinearArgs& l = a.linear;
+  const int64_t groups = (l.inputs + Form::kGroup - 1) / Form::kGroup;
+  const int64_t words = workspace_words(a.form, l.inputs);
+  parallel_for(l.rows, std::max<int64_t>(1, 65536 / std::max<int64_t>(l.inputs, 1)),
+               [&](int64_t row, int64_t end) {
+                 for (; row < end; ++row) {
+                   int32_t* to = a.workspace + row * words;
+                   const int64_t at = row * l.x_stride;
+                   l.bf16 ? to_bytes<Form::kGroup, Form::kOffset>(
+                                static_cast<const bf16*>(l.x) + at, l.inputs, groups, to)
+                          : to_bytes<Form::kGroup, Form::kOffset>(
+                                static_cast<const float*>(l.x) + at, l.inputs, groups, to);
+                 }
+               });
+  for_items(l, kPanels, [&](const Group& group, int64_t first, int64_t rows, float* sums) {
+    sum_bytes<Form>(a, group, first, rows, sums);
+  });
+}
+
+}  // namespace
+
+namespace HEXAD_ISA {
+
+void linear_packed(const LinearPackedArgs& a) {
+  switch (a.form) {
+    case kPackedFloat:
+      return run<Floats>(a.linear);
+    case kPackedBfloat:
+#if HEXAD_PAIRS
+      if (a.linear.bf16) return run<Pairs>(a.linear);
+#endif
+      return run<Halves>(a.linear);
+    case kPackedInt8:
+      return run_bytes<Int8>(a);
+    default:
+      return run_bytes<Int4>(a);
+  }
+}
+
+}  // namespace HEXAD_ISA
+}  // namespace hexad
