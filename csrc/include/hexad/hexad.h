@@ -145,8 +145,8 @@ HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* w
  * (Cout) or NULL; fp32 or bf16, all of one dtype.
  *   row < 0: y (B, Cout, H, W); col < 0: that row alone, y (B, Cout, W); else that pixel alone, y
  * (B, Cout). y is contiguous.
- *   workspace (T, n) fp32, contiguous: a part for each thread of the host's OpenMP runtime, n at
- * least 6 * Cin * kh * kw. */
+ *   workspace: fp32, contiguous, n = Cin taps for each of Cout rounded up to 16, and 64 n + 16 for
+ * each thread of the host's OpenMP runtime. */
 HEXAD_API hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tensor* weight,
                                         const hexad_tensor* bias, hexad_tensor* y,
                                         hexad_tensor* workspace, int64_t taps, int64_t row,
