@@ -16,6 +16,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("attention_varlen", door(hexad_attention_varlen));
   m.def("coupling", door(hexad_coupling));
   m.def("decode", door(hexad_decode));
+  m.def("gated_pixelcnn", door(hexad_gated_pixelcnn));
   m.def("invconv", door(hexad_invconv));
   m.def("linear", door(hexad_linear));
   m.def("maskedconv", door(hexad_maskedconv));

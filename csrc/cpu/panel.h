@@ -1,6 +1,6 @@
 // Weights in panels of 16 outputs, element k of all 16 side by side: panel[k * 16 + output]. Every
-// sum is made of chains of fma over 64 successive k, added up in turn, so its bits depend on its own
-// inputs only, while outputs or pixels may lie in the lanes and tiles may have any shape.
+// sum is made of chains of fma over 64 successive k, added up in turn, so its bits depend on its
+// own inputs only, while outputs or pixels may lie in the lanes and tiles may have any shape.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 namespace hexad {
 namespace {
 
-constexpr int kPanelRegs = kLanes / kRegLanes;                    // registers of a panel's row
-constexpr int kPanels = kAccumulators / 6 / kPanelRegs;           // side by side in a tile
-constexpr int kTileRows = kAccumulators / kPanelRegs / kPanels;   // rows of a tile
+constexpr int kPanelRegs = kLanes / kRegLanes;                   // registers of a panel's row
+constexpr int kPanels = kAccumulators / 6 / kPanelRegs;          // side by side in a tile
+constexpr int kTileRows = kAccumulators / kPanelRegs / kPanels;  // rows of a tile
 static_assert(kPanels >= 1 && kTileRows == 6, "a tile fills the registers");
 
 // One chain over all k would round too coarsely: its error grows with k, not with the root of k.
@@ -27,19 +27,25 @@ HEXAD_INLINE int64_t panels_of(int64_t outputs) {
 template <class T>
 void pack_panel(const T* w, int64_t stride, int rows, int64_t inputs, int64_t kernel, int64_t taps,
                 float* panel) {
-  const int64_t size = inputs * kernel;
-  int64_t input = 0, tap = 0;
+  const int64_t size = inputs * kernel, last = (rows - 1) * stride;
+  int64_t tap = 0;
+  float* to = panel;  // at tap 0 of this input
   for (int64_t at = 0; at < size; at += kLanes) {
     const int64_t rest = std::min<int64_t>(kLanes, size - at);
     vf v[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const T* from = w + std::min(i, rows - 1) * stride + at;
-      v[i] = rest == kLanes ? load(from) : load_part(from, rest);
+    if (rows == kLanes && rest == kLanes) {
+      const T* from = w + at;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i, from += stride) v[i] = load(from);
+    } else {
+      for (int i = 0; i < kLanes; ++i) v[i] = load_part(w + std::min(i * stride, last) + at, rest);
     }
     transpose(v);
-    for (int64_t j = 0; j < rest; ++j) {
-      if (tap < taps) store(panel + (tap * inputs + input) * kLanes, v[j]);
-      if (++tap == kernel) tap = 0, ++input;
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) {
+      if (j >= rest) break;
+      if (tap < taps) store(to + tap * inputs * kLanes, v[j]);
+      if (++tap == kernel) tap = 0, to += kLanes;
     }
   }
 }

@@ -5,6 +5,13 @@ from hexad_kernels.attention import attention
 from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
+from hexad_kernels.gated_pixelcnn import (
+    PixelCNNLayer,
+    PixelCNNReadOut,
+    gated_pixelcnn,
+    gated_pixelcnn_cache,
+    pack_gated_pixelcnn,
+)
 from hexad_kernels.invconv import invconv
 from hexad_kernels.linear import linear
 from hexad_kernels.maskedconv import maskedconv
@@ -23,6 +30,8 @@ __all__ = [
     "OPS",
     "BackendError",
     "Explanation",
+    "PixelCNNLayer",
+    "PixelCNNReadOut",
     "append_kv",
     "attention",
     "attention_varlen",
@@ -31,12 +40,15 @@ __all__ = [
     "coupling",
     "decode",
     "explain",
+    "gated_pixelcnn",
+    "gated_pixelcnn_cache",
     "invconv",
     "linear",
     "machine",
     "maskedconv",
     "merge_attention",
     "norm",
+    "pack_gated_pixelcnn",
     "randn",
     "rope",
     "sample",

@@ -124,6 +124,19 @@ HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor*
                                       int32_t flip, int32_t scale_map, float clamp,
                                       hexad_stream stream);
 
+/* gated_pixelcnn: the logits of the pixels begin, begin + 1, ... of a gated PixelCNN in raster
+ * order, each drawn or read before the next.
+ *   image (B, H, W) int64: its pixels are levels, read if seeds is NULL; else drawn and written,
+ * with seeds (B) int64 and temperature as in sample, the pixel's number being the position.
+ *   weights fp32, all layers', packed (csrc/op/gated_pixelcnn.h has their order and number).
+ *   cache (B, n) fp32, what the pixels before `begin` left there; begin 0 clears it.
+ *   logits (B, N, levels) fp32, of N pixels. All contiguous. */
+HEXAD_API hexad_status hexad_gated_pixelcnn(hexad_tensor* image, const hexad_tensor* weights,
+                                            hexad_tensor* cache, const hexad_tensor* seeds,
+                                            hexad_tensor* logits, int64_t levels, int64_t channels,
+                                            int64_t layers, int64_t kernel, int64_t begin,
+                                            float temperature, hexad_stream stream);
+
 /* roofline: work that runs at one limit of the CPU, to be timed by the caller.
  *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in
  * flops[0]; kind 2 read, 3 copy: `count` elements of source (to target).  sink: one float32 per
