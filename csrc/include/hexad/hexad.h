@@ -180,9 +180,12 @@ HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* wei
 /* vq: the nearest codebook entry by squared distance, the lowest index on ties.
  *   x, quantized (..., D): contiguous, or matrices with contiguous rows; codebook (K, D), K >= 1,
  * with contiguous rows; index int64, contiguous, one for each row of x.
+ *   workspace fp32, contiguous: for more than 24 rows, (min(1024, max(64, 131072 / D rounded down to
+ * 64)) + 6) D for each thread of the host's OpenMP runtime.
  *   A distance that is NaN gives HEXAD_INVALID, after rows without one were written. */
 HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
-                                hexad_tensor* quantized, hexad_tensor* index, hexad_stream stream);
+                                hexad_tensor* quantized, hexad_tensor* index,
+                                hexad_tensor* workspace, hexad_stream stream);
 /* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
  *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
