@@ -160,7 +160,7 @@ void choose(const VqArgs& a, int64_t row, const Part& part, const float* most, S
   const double off = eps * (seen.longest + 0.5 * seen.square);
   const double distance = std::max(0.0, seen.square - 2 * (seen.most - off));
   const double slack = 2 * off + 2 * eps * distance + 0x1p-22 * std::abs(seen.most) + 1e-30;
-  const double least = seen.most - slack;
+  const float least = float(seen.most - slack);
   if (here < least) return;
   float lane[kLanes];
   store(lane, top);
