@@ -25,7 +25,8 @@ struct Product {
 
   int64_t stride() const { return panels_of(outputs) * kLanes; }  // of the sums' rows
   void operator()(const float* const* x, int rows, Runs runs, float* sums) const {
-    multiply_rows(x, rows, runs, panel, size * kLanes, panels_of(outputs), sums, stride());
+    multiply_rows<Multiply>(x, rows, runs, panel, size * kLanes, panels_of(outputs), sums,
+                            stride());
   }
 };
 

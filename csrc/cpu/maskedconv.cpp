@@ -4,6 +4,8 @@
 // panels (panel.h); nothing is kept from one call to the next that a change of them would outdate.
 #include "op/maskedconv.h"
 
+#include <type_traits>
+
 #include "cpu/panel.h"
 #include "cpu/parallel.h"
 
@@ -11,6 +13,24 @@ namespace hexad {
 namespace {
 
 constexpr int kBlock = kMaskedConvBlock;
+
+template <class T>
+struct StepOf {
+  using type = Multiply;
+};
+#if HEXAD_PAIRS
+template <>
+struct StepOf<bf16> {
+  using type = MultiplyPairs;
+};
+#endif
+template <class T>
+using Step = typename StepOf<T>::type;
+
+template <class T>
+HEXAD_INLINE int64_t words_seen(const MaskedConvArgs& a) {
+  return words_of<Step<T>>(a.inputs * a.taps);
+}
 
 struct Place {
   int64_t batch, row, col;
@@ -27,32 +47,37 @@ void pack_panels(const MaskedConvArgs& a, int64_t begin, int64_t end) {
   const int64_t kernel = a.kernel_height * a.kernel_width, size = a.inputs * kernel;
   for (; begin < end; ++begin) {
     const int64_t o = begin * kLanes;
-    pack_panel(static_cast<const T*>(a.weight) + o * size, size,
-               int(std::min<int64_t>(kLanes, a.outputs - o)), a.inputs, kernel, a.taps,
-               a.workspace + o * a.inputs * a.taps);
+    pack_panel<Step<T>>(static_cast<const T*>(a.weight) + o * size, size,
+                        int(std::min<int64_t>(kLanes, a.outputs - o)), a.inputs, kernel, a.taps,
+                        a.workspace + o * words_seen<T>(a));
   }
 }
 
-// What a pixel sees, element by element.
-template <class T>
-void gather(const MaskedConvArgs& a, const Place& p, float* out) {
+// What a pixel sees, element by element: floats, or bfloat16 where they are multiplied in pairs.
+template <class T, class Out>
+void gather(const MaskedConvArgs& a, const Place& p, Out* out) {
   for (int64_t tap = 0; tap < a.taps; ++tap, out += a.inputs) {
     const int64_t row = p.row + tap / a.kernel_width - a.kernel_height / 2;
     const int64_t col = p.col + tap % a.kernel_width - a.kernel_width / 2;
     const T* x = static_cast<const T*>(a.x) + p.batch * a.x_stride[0] + row * a.x_stride[2] +
                  col * a.x_stride[3];
     const bool inside = row >= 0 && row < a.height && col >= 0 && col < a.width;
-    for (int64_t c = 0; c < a.inputs; ++c) out[c] = inside ? to_float(x[c * a.x_stride[1]]) : 0.f;
+    for (int64_t c = 0; c < a.inputs; ++c)
+      put(out + c, inside ? to_float(x[c * a.x_stride[1]]) : 0.f);
   }
 }
 
 // A few pixels: outputs in the lanes, each panel packed and used by one thread.
 template <class T>
 void few(const MaskedConvArgs& a, int64_t count) {
-  const int64_t k = a.inputs * a.taps, panels = panels_of(a.outputs);
+  const int64_t k = words_seen<T>(a), panels = panels_of(a.outputs);
   const int64_t image = (a.row_end - a.row_begin) * (a.col_end - a.col_begin);
   float* inputs = a.workspace + panels * kLanes * k;
-  for (int64_t p = 0; p < count; ++p) gather<T>(a, place_of(a, p), inputs + p * k);
+  using Out = std::conditional_t<Step<T>::kElements == 1, float, bf16>;
+  for (int64_t p = 0; p < count; ++p) {
+    if (k) inputs[(p + 1) * k - 1] = 0;  // an odd count leaves half a word
+    gather<T>(a, place_of(a, p), reinterpret_cast<Out*>(inputs + p * k));
+  }
   const T* bias = static_cast<const T*>(a.bias);
   const int64_t groups = (panels + kMaskedConvGroup - 1) / kMaskedConvGroup;
   const int64_t cost = kMaskedConvGroup * kLanes * (count + 8) * std::max<int64_t>(k, 1);
@@ -66,8 +91,8 @@ void few(const MaskedConvArgs& a, int64_t count) {
         const float* x[kTileRows];
         for (int r = 0; r < rows; ++r) x[r] = inputs + (p + r) * k;
         float sums[kTileRows * kMaskedConvGroup * kLanes];
-        multiply_rows(x, rows, {1, 0, k}, a.workspace + first * kLanes * k, kLanes * k,
-                      last - first, sums, kMaskedConvGroup * kLanes);
+        multiply_rows<Step<T>>(x, rows, {1, 0, k}, a.workspace + first * kLanes * k, kLanes * k,
+                               last - first, sums, kMaskedConvGroup * kLanes);
         for (int r = 0; r < rows; ++r) {
           const int64_t batch = (p + r) / image, at = (p + r) % image;
           T* y = static_cast<T*>(a.y) + batch * a.outputs * image + at;
@@ -98,8 +123,9 @@ int pieces_of(const MaskedConvArgs& a, int64_t pixel, int lanes, Piece* piece) {
   return n;
 }
 
-// What a block sees: out[k * kBlock + lane]. Writes up to 15 floats beyond, which the next k and in
-// the end the workspace have room for; pieces go from left to right over what was written too much.
+// What a block sees: element k's lanes in out[k * kBlock], or two elements a word. Writes up to 15
+// floats beyond, which the next k and in the end the workspace have room for; pieces go from left
+// to right over what was written too much.
 template <class T>
 void gather_block(const MaskedConvArgs& a, const Piece* pieces, int n, float* out) {
   struct Source {
@@ -107,6 +133,7 @@ void gather_block(const MaskedConvArgs& a, const Piece* pieces, int n, float* ou
     int lane, shift, length;
   } source[kBlock];
   const bool unit = a.x_stride[3] == 1;
+  int64_t k = 0;
   for (int64_t tap = 0; tap < a.taps; ++tap) {
     for (int i = 0; i < n; ++i) {
       const Piece& p = pieces[i];
@@ -121,33 +148,41 @@ void gather_block(const MaskedConvArgs& a, const Piece* pieces, int n, float* ou
                          row * a.x_stride[2] + (col + left) * a.x_stride[3],
                      p.lane, int(left), int(end - left)};
     }
-    for (int64_t c = 0; c < a.inputs; ++c, out += kBlock)
+    for (int64_t c = 0; c < a.inputs; ++c, ++k) {
+      const bool fresh = k % Step<T>::kElements == 0;
       for (int i = 0; i < n; ++i) {
         const Source& s = source[i];
         const T* x = s.x + c * a.x_stride[1];
         float* to = out + s.lane;
         if (s.length == kLanes && unit) {
-          store(to, load(x));
+          Step<T>::put(to, kBlock, k, load(x), fresh);
           continue;
         }
-        if (s.shift || !unit || !s.length) store(to, zero());
-        to += s.shift;
-        if (!unit)
-          for (int j = 0; j < s.length; ++j) to[j] = to_float(x[j * a.x_stride[3]]);
-        else if (s.length)
-          store(to, load_part(x, s.length));
+        if (fresh && (s.shift || !s.length)) Step<T>::put(to, kBlock, k, zero(), true);
+        if (!s.length) continue;
+        vf v;
+        if (unit) {
+          v = load_part(x, s.length);
+        } else {
+          float lanes[kLanes] = {};
+          for (int j = 0; j < s.length; ++j) lanes[j] = to_float(x[j * a.x_stride[3]]);
+          v = load(lanes);
+        }
+        Step<T>::put(to + s.shift, kBlock, k, v, fresh);
       }
+    }
   }
 }
 
 // R outputs of a panel by N registers of pixels.
-template <int R, int N>
+template <class Step, int R, int N>
 void tile(const float* panel, const float* x, int64_t k, float* out) {
   reg sums[R][N];
   bool first = true;
   do {
     clear(sums);
-    for (int64_t chain = std::min(k, kChain); chain > 0; --chain, panel += kLanes, x += kBlock) {
+    for (int64_t chain = std::min(k, kChain / Step::kElements); chain > 0;
+         --chain, panel += kLanes, x += kBlock) {
       reg v[N];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) v[n] = load_reg(x + n * kRegLanes);
@@ -155,16 +190,16 @@ void tile(const float* panel, const float* x, int64_t k, float* out) {
       for (int r = 0; r < R; ++r) {
         const reg w = set1_reg(panel[r]);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sums[r][n] = fma(w, v[n], sums[r][n]);
+        for (int n = 0; n < N; ++n) sums[r][n] = Step::add(w, v[n], sums[r][n]);
       }
     }
     keep(sums, out, kBlock, first);
     first = false;
-    k -= kChain;
+    k -= kChain / Step::kElements;
   } while (k > 0);
 }
 
-template <int R>
+template <class Step, int R>
 void tiles(const float* panel, const float* x, int64_t k, int lanes, float* out) {
   constexpr int N = kAccumulators / 6;
   for (int lane = 0; lane < lanes;) {
@@ -172,11 +207,11 @@ void tiles(const float* panel, const float* x, int64_t k, int lanes, float* out)
     const int n = rest >= N ? N : rest >= 2 ? 2 : 1;
     const float* from = x + lane;
     if (n == N)
-      tile<R, N>(panel, from, k, out + lane);
+      tile<Step, R, N>(panel, from, k, out + lane);
     else if (n == 2)
-      tile<R, 2>(panel, from, k, out + lane);
+      tile<Step, R, 2>(panel, from, k, out + lane);
     else
-      tile<R, 1>(panel, from, k, out + lane);
+      tile<Step, R, 1>(panel, from, k, out + lane);
     lane += n * kRegLanes;
   }
 }
@@ -203,7 +238,7 @@ void finish(const MaskedConvArgs& a, int64_t pixel, int lanes, int64_t o, const 
 // Pixels in the lanes: blocks of 64 against all panels.
 template <class T>
 void many(const MaskedConvArgs& a, int64_t count) {
-  const int64_t k = a.inputs * a.taps, panels = panels_of(a.outputs);
+  const int64_t k = words_seen<T>(a), panels = panels_of(a.outputs);
   const int64_t most = 131072 / (kLanes * std::max<int64_t>(k, 1));
   parallel_for(panels, std::max<int64_t>(1, most),
                [&](int64_t begin, int64_t end) { pack_panels<T>(a, begin, end); });
@@ -233,11 +268,11 @@ void many(const MaskedConvArgs& a, int64_t count) {
           float sums[6 * kBlock];
           const int rows = std::min(6, outputs - o);
           if (rows <= 1)
-            tiles<1>(panel + o, inputs, k, lanes, sums);
+            tiles<Step<T>, 1>(panel + o, inputs, k, lanes, sums);
           else if (rows <= 4)
-            tiles<4>(panel + o, inputs, k, lanes, sums);
+            tiles<Step<T>, 4>(panel + o, inputs, k, lanes, sums);
           else
-            tiles<6>(panel + o, inputs, k, lanes, sums);
+            tiles<Step<T>, 6>(panel + o, inputs, k, lanes, sums);
           for (int r = 0; r < rows; ++r)
             finish<T>(a, pixel, lanes, p * kLanes + o + r, sums + r * kBlock);
         }

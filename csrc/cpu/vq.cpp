@@ -125,7 +125,7 @@ void pack(const VqArgs& a, Part& part) {
     const int rows = int(std::min<int64_t>(kLanes, part.count - e));
     const T* entry = static_cast<const T*>(a.codebook) + (part.begin + e) * a.codebook_stride;
     float* panel = part.panels + e * a.features;
-    pack_panel(entry, a.codebook_stride, rows, a.features, 1, 1, panel);
+    pack_panel<Multiply>(entry, a.codebook_stride, rows, a.features, 1, 1, panel);
     vf squares = zero();
     for (int64_t k = 0; k < a.features; ++k) {
       const vf c = load(panel + k * kLanes);
