@@ -14,6 +14,19 @@ constexpr int kGroup = 4 * kLanes;  // entries that share a lane's largest produ
 constexpr int64_t kMostRows = 768;  // rows that go through the codebook together
 constexpr int kMostParts = 16;
 
+template <class T>
+struct StepOf {
+  using type = Multiply;
+};
+#if HEXAD_PAIRS
+template <>
+struct StepOf<bf16> {
+  using type = MultiplyPairs;
+};
+#endif
+template <class T>
+using Step = typename StepOf<T>::type;
+
 struct Best {
   float distance;
   int64_t index;  // -1 - entry where a distance is NaN
@@ -76,17 +89,17 @@ void few(const VqArgs& a) {
 
 // Per row, the largest of each lane over a group's panels: products of R rows by V panels from the
 // offset -|c|^2 / 2.
-template <int V>
-void products(const float* const* x, int64_t features, const float* panel, const float* offset,
+template <class Step, int V>
+void products(const float* const* x, int64_t words, const float* panel, const float* offset,
               bool first, float* most, int64_t stride) {
   constexpr int R = kTileRows, N = V * kPanelRegs;
-  const int64_t panel_stride = features * kLanes;
+  const int64_t panel_stride = words * kLanes;
   reg sums[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sums[r][n] = load_reg(offset + n * kRegLanes);
-  for (int64_t k = 0; k < features; ++k, panel += kLanes) {
+  for (int64_t k = 0; k < words; ++k, panel += kLanes) {
     reg w[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n)
@@ -95,7 +108,7 @@ void products(const float* const* x, int64_t features, const float* panel, const
     for (int r = 0; r < R; ++r) {
       const reg one = set1_reg(x[r][k]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sums[r][n] = fma(one, w[n], sums[r][n]);
+      for (int n = 0; n < N; ++n) sums[r][n] = Step::add(one, w[n], sums[r][n]);
     }
   }
 #pragma GCC unroll 8
@@ -121,15 +134,22 @@ struct Part {
 template <class T>
 void pack(const VqArgs& a, Part& part) {
   part.longest = 0;
+  const int64_t words = words_of<Step<T>>(a.features);
   for (int64_t e = 0; e < part.count; e += kLanes) {
     const int rows = int(std::min<int64_t>(kLanes, part.count - e));
     const T* entry = static_cast<const T*>(a.codebook) + (part.begin + e) * a.codebook_stride;
-    float* panel = part.panels + e * a.features;
-    pack_panel<Multiply>(entry, a.codebook_stride, rows, a.features, 1, 1, panel);
+    float* panel = part.panels + e * words;
+    pack_panel<Step<T>>(entry, a.codebook_stride, rows, a.features, 1, 1, panel);
     vf squares = zero();
-    for (int64_t k = 0; k < a.features; ++k) {
-      const vf c = load(panel + k * kLanes);
-      squares = fma(c, c, squares);
+    for (int64_t k = 0; k < words; ++k) {
+      const vf word = load(panel + k * kLanes);
+      if constexpr (Step<T>::kElements == 1) {
+        squares = fma(word, word, squares);
+      } else {
+        const vf even = from_bits(bits(word) << 16);
+        const vf odd = from_bits(bits(word) & set1i(int32_t(0xffff0000)));
+        squares = fma(odd, odd, fma(even, even, squares));
+      }
     }
     store(part.offset + e, squares * set1(-0.5f));
     float square[kLanes];
@@ -205,7 +225,8 @@ void many(const VqArgs& a, int64_t row, int64_t end, float* workspace) {
   const int64_t size = vq_part(a.features);
   Part part;
   part.panels = workspace;
-  float* wide = workspace + size * a.features;  // a tile's rows, where x is not float
+  const int64_t words = words_of<Step<T>>(a.features);
+  float* own = workspace + size * words;  // a tile's rows, where x is not float
   for (part.begin = 0; part.begin < a.entries; part.begin += size) {
     part.count = std::min(size, a.entries - part.begin);
     pack<T>(a, part);
@@ -227,20 +248,25 @@ void many(const VqArgs& a, int64_t row, int64_t end, float* workspace) {
         if constexpr (std::is_same<T, float>::value) {
           x[r] = from;
         } else {
-          for (int64_t k = 0; k < a.features; ++k) wide[r * a.features + k] = to_float(from[k]);
-          x[r] = wide + r * a.features;
+          using Out = std::conditional_t<Step<T>::kElements == 1, float, bf16>;
+          float* to = own + r * words;
+          if (words) to[words - 1] = 0;  // an odd count leaves half a word
+          for (int64_t k = 0; k < a.features; ++k)
+            put(reinterpret_cast<Out*>(to) + k, to_float(from[k]));
+          x[r] = to;
         }
       }
       float most[kTileRows * kVqPart / 4];
       for (int64_t p = 0; p < panels;) {
-        const float* panel = part.panels + p * kLanes * a.features;
+        const float* panel = part.panels + p * kLanes * words;
         float* to = most + p / 4 * kLanes;
         const bool whole = panels - p >= kPanels;
         if (whole)
-          products<kPanels>(x, a.features, panel, part.offset + p * kLanes, p % 4 == 0, to,
-                            kVqPart / 4);
+          products<Step<T>, kPanels>(x, words, panel, part.offset + p * kLanes, p % 4 == 0, to,
+                                     kVqPart / 4);
         else
-          products<1>(x, a.features, panel, part.offset + p * kLanes, p % 4 == 0, to, kVqPart / 4);
+          products<Step<T>, 1>(x, words, panel, part.offset + p * kLanes, p % 4 == 0, to,
+                               kVqPart / 4);
         p += whole ? kPanels : 1;
       }
       for (int r = 0; r < count; ++r) {

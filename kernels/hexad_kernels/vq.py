@@ -3,8 +3,8 @@
     index = argmin over k of sum over d of (x_d - codebook_kd)^2        the lowest k on ties
     quantized = codebook[index]
 
-Differences are squared as they stand, not expanded into |x|^2 - 2 x.c + |c|^2: near ties do not cancel. (The CPU kernel
-expands to rule out the entries that cannot be nearest by more than rounding, and then compares the others as they stand.)
+Differences are squared as they stand, not expanded into |x|^2 - 2 x.c + |c|^2: near ties do not cancel. (The CPU
+kernel uses x.c - |c|^2 / 2 to rule entries out, with a bound on its rounding error, and compares the rest as they stand.)
 
 Paper: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937).
 """
