@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import hexad_kernels
+from hexad_kernels.maskedconv import MASKS, taps_before
 from hexad_kernels.pack import FORMS, unpack
 
 
@@ -84,6 +85,18 @@ def linear_packed(x, panels, bias=None, *, form, rows, activation=None, residual
     return linear(x, weight, bias, activation=activation, residual=residual)
 
 
+def maskedconv(x, weight, bias=None, *, mask="B", row=None, col=None):
+    """conv2d with weights that were masked when the model was loaded, over what the asked for pixels see."""
+    kh, kw = weight.shape[2:]
+    first = taps_before(MASKS[mask], kh, kw)
+    kept = torch.where(torch.arange(kh * kw).view(kh, kw) < first, weight, 0)
+    if row is None:
+        return lambda: F.conv2d(x, kept, bias, padding=(kh // 2, kw // 2))
+    seen = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))[:, :, row : row + kh]
+    seen = seen if col is None else seen[..., col : col + kw]
+    return lambda: F.conv2d(seen, kept, bias).flatten(2 if col is None else 1)
+
+
 def norm(
     x, weight=None, bias=None, *, kind="layer", eps=1e-5, num_groups=None, scale=None, shift=None, activation=None
 ):
@@ -153,10 +166,10 @@ def step(table, index, x, model_output, uncond=None, *, history=(), last=None, n
 
 def vq(x, codebook):
     def run():
-        index = torch.cdist(x.flatten(0, -2), codebook).argmin(-1)
+        index = torch.cdist(x.flatten(0, -2).float(), codebook.float()).argmin(-1)
         return codebook[index], index
 
-    return run if x.dtype == torch.float32 else None
+    return run
 
 
 def eager(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:

@@ -15,11 +15,15 @@ PYBIND11_MODULE(_C, m) {
 
   add_door<hexad_append_kv>(m, "append_kv");
   add_door<hexad_attention>(m, "attention");
+  add_door<hexad_attention_backward>(m, "attention_backward");
   add_door<hexad_attention_varlen>(m, "attention_varlen");
   add_door<hexad_coupling>(m, "coupling");
+  add_door<hexad_coupling_backward>(m, "coupling_backward");
   add_door<hexad_decode>(m, "decode");
+  add_door<hexad_gated_pixelcnn>(m, "gated_pixelcnn");
   add_door<hexad_invconv>(m, "invconv");
   add_door<hexad_linear>(m, "linear");
+  add_door<hexad_linear_packed>(m, "linear_packed");
   add_door<hexad_maskedconv>(m, "maskedconv");
   add_door<hexad_merge_attention>(m, "merge_attention");
   add_door<hexad_norm>(m, "norm");
@@ -29,23 +33,4 @@ PYBIND11_MODULE(_C, m) {
   add_door<hexad_sample>(m, "sample");
   add_door<hexad_step>(m, "step");
   add_door<hexad_vq>(m, "vq");
-  m.def("append_kv", door(hexad_append_kv));
-  m.def("attention", door(hexad_attention));
-  m.def("attention_backward", door(hexad_attention_backward));
-  m.def("attention_varlen", door(hexad_attention_varlen));
-  m.def("coupling", door(hexad_coupling));
-  m.def("coupling_backward", door(hexad_coupling_backward));
-  m.def("decode", door(hexad_decode));
-  m.def("invconv", door(hexad_invconv));
-  m.def("linear", door(hexad_linear));
-  m.def("linear_packed", door(hexad_linear_packed));
-  m.def("maskedconv", door(hexad_maskedconv));
-  m.def("merge_attention", door(hexad_merge_attention));
-  m.def("norm", door(hexad_norm));
-  m.def("randn", door(hexad_randn));
-  m.def("roofline", door(hexad_roofline));
-  m.def("rope", door(hexad_rope));
-  m.def("sample", door(hexad_sample));
-  m.def("step", door(hexad_step));
-  m.def("vq", door(hexad_vq));
 }

@@ -152,10 +152,10 @@ def test_bad_input(change, error, text):
 
 def test_the_door_guards_memory():
     x, w, b = inputs()
-    y, space = torch.empty(2, 19, 5, 6), torch.empty(torch.get_num_threads(), 6 * 27)
+    y, space = torch.empty(2, 19, 5, 6), torch.empty(32 * 15 + torch.get_num_threads() * (64 * 15 + 16))
     native.C.maskedconv(x, w, b, y, space, 5, -1, -1)
     for bad in ((x, w, b, y[:1], space, 5, -1, -1), (x, w[:, :2], b, y, space, 5, -1, -1),
-                (x, w, b, y, space[:, :100].contiguous(), 5, -1, -1), (x, w, b, y, space[:0], 5, -1, -1),
+                (x, w, b, y, space[:-1], 5, -1, -1), (x, w, b, y, space[:0], 5, -1, -1),
                 (x, w, b, y, space, 10, -1, -1), (x, w, b, y, space, 5, 2, -1), (x, w, b, y[:, :, 0], space, 5, 0, -1),
                 (x, w, b, y[:, :, 0].contiguous(), space, 5, 5, -1), (x, w, b, y, space, 5, -1, 2)):  # fmt: skip
         with pytest.raises(ValueError):

@@ -70,16 +70,31 @@ def test_cached_logits_are_the_uncached_ones_bit_for_bit(model):
             cache.write(model, row, col, x[:, row, col])
 
 
-def test_cached_samples_are_the_uncached_ones(model):
+@pytest.mark.parametrize(
+    "config", [SMALL, Config(), Config(levels=5, size=6, channels=20, layers=2, kernel=5)], ids=str
+)
+def test_the_kernels_logits_are_the_networks_bit_for_bit(config):
+    model = randomised(config)
+    x = torch.randint(config.levels, (5, config.size, config.size), generator=torch.Generator().manual_seed(1))
+    logits = hk.gated_pixelcnn(x, model.packed(), **model.network())
+    assert torch.equal(logits.transpose(1, 2).reshape(5, config.levels, config.size, config.size), model(x))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_cached_samples_are_the_uncached_ones(model, temperature):
     seeds = torch.arange(4)
-    assert torch.equal(pixels.sample(model, seeds), pixels.sample(model, seeds, cached=False))
+    uncached = pixels.sample(model, seeds, temperature=temperature, cached=False)
+    assert torch.equal(pixels.sample(model, seeds, temperature=temperature), uncached)
+    assert torch.equal(pixels.layer_by_layer(model, seeds, temperature), uncached)
+    with hk.backend("reference"):
+        assert torch.equal(pixels.sample(model, seeds, temperature=temperature), uncached)
 
 
 def test_a_stale_cache_is_noticed(model, monkeypatch):
     seeds = torch.arange(4)
     wanted = pixels.sample(model, seeds, cached=False)
     monkeypatch.setattr(pixels.Cache, "write", lambda *_: None)
-    assert not torch.equal(pixels.sample(model, seeds), wanted)
+    assert not torch.equal(pixels.layer_by_layer(model, seeds, 1.0), wanted)
 
 
 def test_a_sample_depends_on_its_own_seed_only(model):

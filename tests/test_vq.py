@@ -41,6 +41,57 @@ def test_near_ties_do_not_cancel():
     assert vq(x + 1000, codebook)[1].item() == 3
 
 
+def chosen_one_by_one(x, codebook):
+    """The choice from every distance: rows in small calls, which have no way round them."""
+    return torch.cat([vq(row, codebook)[1] for row in x.split(7)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["normal", "far", "lattice", "near", "twins", "tiny", "huge", "mixed"])
+def test_many_rows_choose_as_every_distance_would(kind, dtype):
+    g = torch.Generator().manual_seed(5)
+    for rows, entries, d in ((67, 90, 1), (25, 1100, 3), (130, 257, 16), (61, 2500, 8), (30, 70, 200)):
+        x, codebook = torch.randn(rows, d, generator=g), torch.randn(entries, d, generator=g)
+        if kind == "far":
+            x, codebook = x + 1000, codebook + 1000
+        elif kind == "lattice":  # many exact ties
+            x, codebook = (2 * x).round(), codebook.round()
+        elif kind == "near":  # many candidates within rounding
+            codebook = x[:1] + 1e-6 * codebook
+        elif kind == "twins":
+            codebook[entries // 2 :] = codebook[: entries - entries // 2].clone()
+        elif kind == "tiny":
+            x, codebook = x * 1e-20, codebook * 1e-20
+        elif kind == "huge":
+            x, codebook = x * 1e18, codebook * 1e18
+        elif kind == "mixed":
+            x[rows // 2] = 1e19
+            codebook[entries // 3] *= 1e19
+            codebook[entries // 2] = x[3]
+        x, codebook = x.to(dtype), codebook.to(dtype)
+        assert torch.equal(vq(x, codebook)[1], chosen_one_by_one(x, codebook)), (rows, entries, d)
+
+
+def test_few_rows_share_the_codebook_among_threads():
+    x, codebook = inputs(3, d=16, entries=9000)
+    codebook[8000:] = codebook[:1000].clone()
+    codebook[7000] = x[1]
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(vq(x, codebook)[1])
+            broken = codebook.clone()
+            broken[[8500, 6000]] = float("nan")
+            with pytest.raises(ValueError, match="row 0 to entry 6000 is NaN"):
+                vq(x, broken)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert found[0][1] == 7000
+
+
 def test_extremes():
     codebook = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     inf = torch.tensor([[float("inf"), 0.0], [3.0, 3.0]])
@@ -101,10 +152,13 @@ def test_bad_input(change, error, text):
 
 
 def test_the_door_guards_memory():
-    x, codebook = inputs(3)
-    quantized, index = torch.empty(3, 24), torch.empty(3, dtype=torch.int64)
-    for bad in ((x, codebook[:, :23], quantized, index), (x, codebook[:0], quantized, index),
-                (x, codebook, quantized[:2], index), (x, codebook, quantized, index[:2]),
-                (x, codebook, quantized, index.int())):  # fmt: skip
+    x, codebook = inputs(30)
+    quantized, index = torch.empty(30, 24), torch.empty(30, dtype=torch.int64)
+    space = torch.empty(torch.get_num_threads() * 1030 * 24)
+    native.C.vq(x, codebook, quantized, index, space)
+    for bad in ((x, codebook[:, :23], quantized, index, space), (x, codebook[:0], quantized, index, space),
+                (x, codebook, quantized[:2], index, space), (x, codebook, quantized, index[:2], space),
+                (x, codebook, quantized, index.int(), space), (x, codebook, quantized, index, space[:-1]),
+                (x, codebook, quantized, index, space.double())):  # fmt: skip
         with pytest.raises(ValueError):
             native.C.vq(*bad)

@@ -14,7 +14,7 @@ extern "C" hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tens
     require_rank(x, "x", 4);
     require_rank(weight, "weight", 4);
     require_rank(y, "y", row < 0 ? 4 : col < 0 ? 3 : 2);
-    require_rank(workspace, "workspace", 2);
+    require_rank(workspace, "workspace", 1);
     const DType dtype = require_float(*x, "x");
     const hexad_tensor* tensors[] = {weight, bias, y};
     const char* names[] = {"weight", "bias", "y"};
@@ -52,18 +52,18 @@ extern "C" hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tens
     require_device(*workspace, "workspace", *x);
     require_contiguous(*workspace, "workspace");
     require_cpu(*x, "maskedconv");
-    const int64_t need = kMaskedConvPixels * inputs * kh * kw;
-    HEXAD_REQUIRE(workspace->shape[0] >= parallel_threads() && workspace->shape[1] >= need,
-                  "workspace: is %lld x %lld, wants at least %d x %lld",
-                  (long long)workspace->shape[0], (long long)workspace->shape[1],
-                  parallel_threads(), (long long)need);
+    HEXAD_REQUIRE(inputs * kh * kw < (int64_t(1) << 40),
+                  "weight: an output has %lld weights, wants fewer than 2^40",
+                  (long long)(inputs * kh * kw));
+    const int64_t need = maskedconv_workspace(inputs, outputs, taps, parallel_threads());
+    HEXAD_REQUIRE(workspace->shape[0] >= need, "workspace: has %lld floats, wants at least %lld",
+                  (long long)workspace->shape[0], (long long)need);
     if (numel(*y) == 0) return;
     cpu().maskedconv({data<void>(*x),
                       data<void>(*weight),
                       bias ? data<void>(*bias) : nullptr,
                       data<void>(*y),
                       data<float>(*workspace),
-                      workspace->shape[1],
                       dtype == DType::bf16,
                       batch,
                       inputs,

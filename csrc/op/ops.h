@@ -7,6 +7,7 @@
 #include "op/attention_varlen.h"
 #include "op/coupling.h"
 #include "op/decode.h"
+#include "op/gated_pixelcnn.h"
 #include "op/invconv.h"
 #include "op/linear.h"
 #include "op/linear_packed.h"

@@ -6,6 +6,13 @@ from hexad_kernels.attention_backward import attention_backward
 from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
 from hexad_kernels.decode import decode
+from hexad_kernels.gated_pixelcnn import (
+    PixelCNNLayer,
+    PixelCNNReadOut,
+    gated_pixelcnn,
+    gated_pixelcnn_cache,
+    pack_gated_pixelcnn,
+)
 from hexad_kernels.invconv import invconv
 from hexad_kernels.linear import linear
 from hexad_kernels.linear_packed import linear_packed
@@ -27,6 +34,8 @@ __all__ = [
     "BackendError",
     "Explanation",
     "PackedWeight",
+    "PixelCNNLayer",
+    "PixelCNNReadOut",
     "append_kv",
     "attention",
     "attention_backward",
@@ -36,6 +45,8 @@ __all__ = [
     "coupling",
     "decode",
     "explain",
+    "gated_pixelcnn",
+    "gated_pixelcnn_cache",
     "invconv",
     "linear",
     "linear_packed",
@@ -44,6 +55,7 @@ __all__ = [
     "merge_attention",
     "norm",
     "pack",
+    "pack_gated_pixelcnn",
     "quantize",
     "randn",
     "rope",

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from hexad_kernels import check, native
 from hexad_kernels.op import Op
 
-# The pixels that a thread gathers at once (csrc/op/maskedconv.h).
-PIXELS = 6
+BLOCK = 64  # the pixels that a thread gathers at once (csrc/op/maskedconv.h)
 MASKS = {"A": 0, "B": 1, "above": 2, "above_or_at": 3}
 
 
@@ -88,14 +87,16 @@ def _native(
     row: int | None,
     col: int | None,
 ) -> None:
-    inputs, kh, kw = weight.shape[1:]
+    cout, inputs, kh, kw = weight.shape
+    taps = taps_before(mask, kh, kw)
+    workspace = (cout + 15) // 16 * 16 * inputs * taps + torch.get_num_threads() * (BLOCK * inputs * taps + 16)
     native.C.maskedconv(
         x,
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
         outputs[0],
-        x.new_empty(torch.get_num_threads(), PIXELS * inputs * kh * kw, dtype=torch.float32),
-        taps_before(mask, kh, kw),
+        x.new_empty(workspace, dtype=torch.float32),
+        taps,
         -1 if row is None else row,
         -1 if col is None else col,
     )

@@ -3,7 +3,8 @@
     index = argmin over k of sum over d of (x_d - codebook_kd)^2        the lowest k on ties
     quantized = codebook[index]
 
-Differences are squared as they stand, not expanded into |x|^2 - 2 x.c + |c|^2: near ties do not cancel.
+Differences are squared as they stand, not expanded into |x|^2 - 2 x.c + |c|^2: near ties do not cancel. (The CPU
+kernel uses x.c - |c|^2 / 2 to rule entries out, with a bound on its rounding error, and compares the rest as they stand.)
 
 Paper: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937).
 """
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from hexad_kernels import check, native
 from hexad_kernels.op import Op
+
+# As in csrc/op/vq.h: rows that need no workspace, and codebook entries that a thread packs at once.
+FEW, PART = 24, 1024
 
 
 def contract(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +52,11 @@ def reference(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _native(outputs: tuple[Tensor, Tensor], x: Tensor, codebook: Tensor) -> None:
-    native.C.vq(check.matrix(x), check.matrix(codebook), *outputs)
+    size = x.shape[-1]
+    part = min(PART, max(64, 131072 // max(1, size) // 64 * 64))
+    need = torch.get_num_threads() * (part + 6) * size if outputs[1].numel() > FEW else 0
+    workspace = x.new_empty(need, dtype=torch.float32)
+    native.C.vq(check.matrix(x), check.matrix(codebook), *outputs, workspace)
 
 
 _op = Op(

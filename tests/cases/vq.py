@@ -12,7 +12,7 @@ def case(name, shape, entries, *, dtype_size=4, **flags):
     def row(call, i):
         return Call((call.args[0][i : i + 1], call.args[1]))
 
-    work = Work(flops=3.0 * rows * entries * d, bytes=dtype_size * (2 * rows + entries) * d + 8 * rows)
+    work = Work(flops=2.0 * rows * entries * d, bytes=dtype_size * (2 * rows + entries) * d + 8 * rows)
     batch = shape[0] if len(shape) > 1 else 1
     return Case(name, make, row if len(shape) > 1 else None, batch=batch, work=work, **flags)
 

@@ -154,6 +154,18 @@ HEXAD_API hexad_status hexad_coupling_backward(
     const hexad_tensor* shift, const hexad_tensor* log_scale, hexad_tensor* grad_x,
     hexad_tensor* grad_shift, hexad_tensor* grad_scale, int32_t from_input, int32_t inverse,
     int32_t split, int32_t flip, int32_t scale_map, float clamp, hexad_stream stream);
+/* gated_pixelcnn: the logits of the pixels begin, begin + 1, ... of a gated PixelCNN in raster
+ * order, each drawn or read before the next.
+ *   image (B, H, W) int64: its pixels are levels, read if seeds is NULL; else drawn and written,
+ * with seeds (B) int64 and temperature as in sample, the pixel's number being the position.
+ *   weights fp32, all layers', packed (csrc/op/gated_pixelcnn.h has their order and number).
+ *   cache (B, n) fp32, what the pixels before `begin` left there; begin 0 clears it.
+ *   logits (B, N, levels) fp32, of N pixels. All contiguous. */
+HEXAD_API hexad_status hexad_gated_pixelcnn(hexad_tensor* image, const hexad_tensor* weights,
+                                            hexad_tensor* cache, const hexad_tensor* seeds,
+                                            hexad_tensor* logits, int64_t levels, int64_t channels,
+                                            int64_t layers, int64_t kernel, int64_t begin,
+                                            float temperature, hexad_stream stream);
 
 /* roofline: work that runs at one limit of the CPU, to be timed by the caller.
  *   kind 0 float32 fma, 1 bfloat16 dot product: `count` rounds per thread, operations done in
@@ -189,8 +201,8 @@ HEXAD_API hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_te
  * (Cout) or NULL; fp32 or bf16, all of one dtype.
  *   row < 0: y (B, Cout, H, W); col < 0: that row alone, y (B, Cout, W); else that pixel alone, y
  * (B, Cout). y is contiguous.
- *   workspace (T, n) fp32, contiguous: a part for each thread of the host's OpenMP runtime, n at
- * least 6 * Cin * kh * kw. */
+ *   workspace: fp32, contiguous, n = Cin taps for each of Cout rounded up to 16, and 64 n + 16 for
+ * each thread of the host's OpenMP runtime. */
 HEXAD_API hexad_status hexad_maskedconv(const hexad_tensor* x, const hexad_tensor* weight,
                                         const hexad_tensor* bias, hexad_tensor* y,
                                         hexad_tensor* workspace, int64_t taps, int64_t row,
@@ -211,9 +223,12 @@ HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* wei
 /* vq: the nearest codebook entry by squared distance, the lowest index on ties.
  *   x, quantized (..., D): contiguous, or matrices with contiguous rows; codebook (K, D), K >= 1,
  * with contiguous rows; index int64, contiguous, one for each row of x.
+ *   workspace fp32, contiguous: for more than 24 rows, (min(1024, max(64, 131072 / D rounded down to
+ * 64)) + 6) D for each thread of the host's OpenMP runtime.
  *   A distance that is NaN gives HEXAD_INVALID, after rows without one were written. */
 HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
-                                hexad_tensor* quantized, hexad_tensor* index, hexad_stream stream);
+                                hexad_tensor* quantized, hexad_tensor* index,
+                                hexad_tensor* workspace, hexad_stream stream);
 /* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
  *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.

@@ -7,7 +7,8 @@ second.
 Every step here exists for a whole image, for one row (``row``), and where it is causal within the row for one
 pixel (``row`` and ``col``), and gives the same bits in each. Masked convolutions promise that; all else is
 IEEE arithmetic, which rounds alike wherever an element stands. That is why the gate's sigmoids are algebraic:
-vectorised exp may round differently in the tail of a loop, so it depends on how many elements there are.
+vectorised exp may round differently in the tail of a loop, so it depends on how many elements there are. And they are
+written with rsqrt, which torch computes as 1 / sqrt, both rounded right; its sqrt may be off by an ulp.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def gate(x: Tensor) -> Tensor:
     """f(a) (1 + f(b/2)) / 2 with f(t) = t / sqrt(1 + t^2): the paper's tanh(a) sigmoid(b), algebraic."""
     a, b = x.chunk(2, dim=1)
     b = 0.5 * b
-    return a / torch.sqrt(1 + a * a) * (0.5 + 0.5 * (b / torch.sqrt(1 + b * b)))
+    return a * torch.rsqrt(1 + a * a) * (0.5 + 0.5 * (b * torch.rsqrt(1 + b * b)))
 
 
 def at(x: Tensor, row: int | None, col: int | None) -> Tensor:
@@ -134,6 +135,30 @@ class PixelCNN(nn.Module):
         """The last h, whole (B,C,H,W) or a pixel of it (B,C) -> logits, whole or of the pixel."""
         h = F.dropout(gate(pointwise(self.head, h)), self.config.dropout, self.training)
         return pointwise(self.logits, h) + at(self.place, row, col)
+
+    def network(self) -> dict[str, int]:
+        """What ``hexad_kernels.gated_pixelcnn`` wants to know of it, with its ``packed`` weights."""
+        config = self.config
+        return {
+            "levels": config.levels,
+            "channels": config.channels,
+            "layers": config.layers,
+            "kernel": config.kernel,
+        }
+
+    def packed(self) -> Tensor:
+        """The weights as ``hexad_kernels.gated_pixelcnn`` reads them: of the images as they are, view 0."""
+        convs = ("vertical_conv", "vertical_place"), ("down", ""), ("horizontal_conv", "horizontal_place"), ("out", "")
+        layers = []
+        for layer in self.layers:
+            tensors: list[Tensor] = []
+            for conv, place in convs:
+                tensors += [getattr(layer, conv).weight, getattr(layer, conv).bias]
+                tensors += [getattr(layer, place)] if place else []
+            layers.append(hk.PixelCNNLayer(*tensors))
+        head, logits = self.head, self.logits
+        read_out = hk.PixelCNNReadOut(head.weight, head.bias, logits.weight, logits.bias, self.place)
+        return hk.pack_gated_pixelcnn(layers, read_out)
 
     def forward(self, x: Tensor, view: Tensor | None = None) -> Tensor:
         v = h = self.planes(x)

@@ -2,7 +2,8 @@
 
 A pass over the whole image per pixel computes n^2 times what is new. With the cache each layer's vertical
 stack runs once per row and its horizontal stack once per pixel (Ramachandran et al., 2017, "Fast Generation
-for Convolutional Autoregressive Models"); the logits are the uncached ones bit for bit.
+for Convolutional Autoregressive Models"); the logits are the uncached ones bit for bit. On the CPU one kernel
+goes through all layers and pixels; elsewhere each layer is a call.
 """
 
 import torch
@@ -63,6 +64,30 @@ def sample(
 
     ``cached=False`` evaluates the whole image for every pixel, for comparison: the images are the same.
     """
+    if cached and model.place.is_cpu and model.place.dtype == torch.float32:
+        return in_one_call(model, seeds, temperature, progress)
+    return layer_by_layer(model, seeds, temperature, cached, progress)
+
+
+def in_one_call(model: PixelCNN, seeds: Tensor, temperature: float, progress: Progress | None = None) -> Tensor:
+    """All layers of a pixel in one call of the kernel, and all pixels, unless each is reported."""
+    size, network, weights = model.config.size, model.network(), model.packed()
+    pixels = size * size
+    image = torch.zeros(len(seeds), size, size, dtype=torch.int64)
+    cache = hk.gated_pixelcnn_cache(image, weights, **network)
+    step = pixels if progress is None else 1
+    for begin in range(0, pixels, step):
+        end = begin + step
+        hk.gated_pixelcnn(image, weights, cache, seeds, begin=begin, end=end, temperature=temperature, **network)
+        if progress is not None:
+            progress(end, pixels)
+    return image
+
+
+def layer_by_layer(
+    model: PixelCNN, seeds: Tensor, temperature: float, cached: bool = True, progress: Progress | None = None
+) -> Tensor:
+    """A call for each layer's part, on any device."""
     size, place = model.config.size, model.place
     image = torch.zeros(len(seeds), size, size, dtype=torch.int64, device=place.device)
     cache = Cache(model, len(seeds))
