@@ -33,9 +33,11 @@ def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     x = torch.zeros
     lengths = torch.ones(1, dtype=torch.int32)
     ends = torch.tensor([0, 4], dtype=torch.int32)
+    places, net = torch.zeros(1, 2, 2, dtype=torch.int64), {"levels": 2, "channels": 4, "layers": 1, "kernel": 3}
     heads, image, cache = x(1, 2, 4, 8), x(1, 4, 4, 4), x(1, 2, 8, 8)
     return {
         "attention": ((heads, heads, heads), {}),
+        "attention_backward": ((heads, heads, heads, heads, heads, x(1, 2, 4)), {}),
         "attention_varlen": ((x(4, 2, 8), x(4, 2, 8), x(4, 2, 8), ends, ends), {}),
         "merge_attention": ((heads, x(1, 2, 4), heads, x(1, 2, 4)), {}),
         "decode": ((x(1, 2, 8), cache, cache, lengths), {}),
@@ -48,6 +50,8 @@ def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "norm": ((x(2, 8), torch.ones(8)), {}),
         "sample": ((x(1, 8), torch.zeros(1, dtype=torch.int64)), {}),
         "linear": ((x(2, 8), x(8, 8)), {}),
+        "linear_packed": ((x(2, 8), hexad_kernels.pack(x(8, 8)).panels), {"form": "float32", "rows": 8}),
+        "gated_pixelcnn": ((places, x(weights_size(height=2, width=2, **net))), net),
         "maskedconv": ((image, x(4, 4, 3, 3)), {}),
         "vq": ((x(2, 8), x(16, 8)), {}),
     }
@@ -108,6 +112,7 @@ def _explained(name: str) -> tuple[str, dict[str, str]]:
     Where that cannot be told, the reason stands beside every backend.
     """
     import hexad_kernels
+from hexad_kernels.gated_pixelcnn import weights_size
 
     args, options = example_calls().get(name, ((), {}))
     if not args:

@@ -81,7 +81,7 @@ def tile(dtype: torch.dtype, width: int) -> dict[str, int]:
 
 
 def refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
-    return refuses_attention(q, k_cache, v_cache, None) or gpu_refuses(*rest[-4:])
+    return refuses_attention(q, k_cache, v_cache, None, None, None) or gpu_refuses(*rest[-4:])
 
 
 def run(
