@@ -30,6 +30,9 @@ PACKAGES = (
 
 def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """A small float32 CPU call of each op: the call that the doctor asks about."""
+    from hexad_kernels import pack
+    from hexad_kernels.gated_pixelcnn import weights_size
+
     x = torch.zeros
     lengths = torch.ones(1, dtype=torch.int32)
     ends = torch.tensor([0, 4], dtype=torch.int32)
@@ -50,7 +53,7 @@ def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "norm": ((x(2, 8), torch.ones(8)), {}),
         "sample": ((x(1, 8), torch.zeros(1, dtype=torch.int64)), {}),
         "linear": ((x(2, 8), x(8, 8)), {}),
-        "linear_packed": ((x(2, 8), hexad_kernels.pack(x(8, 8)).panels), {"form": "float32", "rows": 8}),
+        "linear_packed": ((x(2, 8), pack(x(8, 8)).panels), {"form": "float32", "rows": 8}),
         "gated_pixelcnn": ((places, x(weights_size(height=2, width=2, **net))), net),
         "maskedconv": ((image, x(4, 4, 3, 3)), {}),
         "vq": ((x(2, 8), x(16, 8)), {}),
@@ -112,7 +115,6 @@ def _explained(name: str) -> tuple[str, dict[str, str]]:
     Where that cannot be told, the reason stands beside every backend.
     """
     import hexad_kernels
-from hexad_kernels.gated_pixelcnn import weights_size
 
     args, options = example_calls().get(name, ((), {}))
     if not args:
