@@ -1,4 +1,4 @@
-// The core of attention, attention_varlen and decode: a block of query rows over the keys of one
+// The core of decode: a block of query rows over the keys of one
 // head. Keys come in tiles of 64, counted from key 0. Within a row everything happens in one order:
 // a score sums over the head dimension from 0 up, the softmax is carried tile by tile, the output
 // sums over keys from the first up. So a row's bits depend on its own visible keys only, not on the
