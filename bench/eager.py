@@ -16,8 +16,11 @@ from hexad_kernels.maskedconv import MASKS, taps_before
 from hexad_kernels.pack import FORMS, unpack
 
 
-def attention(q, k, v, *, causal=False, mask=None, window=None, softcap=None, scale=None, return_lse=False):
-    if window is not None or softcap is not None:
+def attention(
+    q, k, v, *, causal=False, mask=None, window=None, softcap=None, scale=None, alibi_slopes=None, sinks=None,
+    return_lse=False,
+):  # fmt: skip
+    if any(option is not None for option in (window, softcap, alibi_slopes, sinks)):
         return None
     lower_right = causal is True and q.shape[2] != k.shape[2]
     if lower_right:

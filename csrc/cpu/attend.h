@@ -11,9 +11,9 @@
 namespace hexad {
 namespace {
 
-constexpr int kTile = 64;        // keys in a tile
-constexpr int64_t kDims = 512;   // of a head dimension, in a block's scratch
-constexpr int64_t kChunk = 128;  // of a head dimension, where a tile is converted
+constexpr int kTile = 64;       // keys in a tile
+constexpr int64_t kDims = 512;  // of a head dimension, in a block's scratch
+constexpr int64_t kChunk = 64;  // of a head dimension, where a tile is converted
 
 template <class T>
 constexpr bool kPaired = HEXAD_PAIRS && std::is_same<T, bf16>::value;

@@ -174,35 +174,36 @@ class Block {
 
   // Scores of sixteen rows become weights exp(s - m).
   void soften(int lane, const Span& span) {
-    span.whole() ? soften<false>(lane, span) : soften<true>(lane, span);
+    for (int end = lane + kLanes; lane < end; lane += kRegLanes)
+      span.whole() ? soften<false>(lane, span) : soften<true>(lane, span);
   }
 
   template <bool kHiding>
   void soften(int lane, const Span& span) {
     const float* p = p_ + lane;
-    vf top[4];
-    for (int i = 0; i < 4; ++i) top[i] = set1(-__builtin_inff());
+    reg top[4];
+    for (int i = 0; i < 4; ++i) top[i] = set1_reg(-__builtin_inff());
     if (kHiding) {
       for (int j = span.from; j < span.upto; ++j)
-        top[0] = larger(top[0], select(sight_.sees(j, lane), load(p + j * kRows), top[1]));
+        top[0] = larger(top[0], select(sight_.sees(j, lane), load_reg(p + j * kRows), top[1]));
     } else {
       for (int j = 0; j < kTile; j += 4)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) top[i] = larger(top[i], load(p + (j + i) * kRows));
+        for (int i = 0; i < 4; ++i) top[i] = larger(top[i], load_reg(p + (j + i) * kRows));
     }
-    vf now = larger(larger(top[0], top[1]), larger(top[2], top[3]));
-    const vf scale = set1(adjusted_ ? 1.f : job_.scale);
+    reg now = larger(larger(top[0], top[1]), larger(top[2], top[3]));
+    const reg scale = set1_reg(adjusted_ ? 1.f : job_.scale);
     if (kPaired<T>) now = now * scale;
-    const vf m = rise(lane, now);
+    const reg m = rise(lane, now);
     const uint64_t seen = run_of_bits(span.from, span.upto);
-    weigh(lane, [&](int j, vf* w) {
+    weigh(lane, [&](int j, reg* w) {
       if (kHiding && !(seen >> j & 0x0001000100010001)) {
-        for (int g = 0; g < 4; ++g) w[g] = set1(-0.f);
+        for (int g = 0; g < 4; ++g) w[g] = set1_reg(-0.f);
         return;
       }
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
-        w[g] = load(p + (j + g * kLanes) * kRows);
+        w[g] = load_reg(p + (j + g * kLanes) * kRows);
         w[g] = (kPaired<T> ? w[g] * scale : w[g]) - m;
       }
       exp_falling<4>(w);
@@ -210,42 +211,45 @@ class Block {
       if (kHiding)
 #pragma GCC unroll 4
         for (int g = 0; g < 4; ++g)
-          w[g] = select(sight_.sees(j + g * kLanes, lane), w[g], set1(-0.f));
+          w[g] = select(sight_.sees(j + g * kLanes, lane), w[g], set1_reg(-0.f));
     });
   }
 
   // The rows' maxima so far, given the tile's; alpha_ is what this does to earlier weights.
-  HEXAD_INLINE vf rise(int lane, vf tops) {
-    const vf old = load(best_ + lane), now = larger(tops, old);
-    store(best_ + lane, now);
-    store(alpha_ + lane, select(equal(now, old), set1(1.f), exp_falling(old - now)));
-    return select(equal(now, set1(-__builtin_inff())), zero(), now);
+  HEXAD_INLINE reg rise(int lane, reg tops) {
+    const reg old = load_reg(best_ + lane), now = larger(tops, old);
+    store_reg(best_ + lane, now);
+    reg fall = old - now;
+    exp_falling<1>(&fall);
+    store_reg(alpha_ + lane, select(equal(now, old), set1_reg(1.f), fall));
+    return select(equal(now, set1_reg(-__builtin_inff())), set1_reg(0.f), now);
   }
 
   // p_ becomes the weights that four(j, w) gives for keys j, j + 16, j + 32, j + 48, and the rows'
   // totals grow by them, in the order of sum() over lanes of keys.
   template <class Four>
   HEXAD_INLINE void weigh(int lane, const Four& four) {
-    vf t[kLanes];
+    reg t[kLanes];
     for (int j = 0; j < kLanes; j += kUnits) {
-      vf w[kUnits][4];
+      reg w[kUnits][4];
 #pragma GCC unroll 2
       for (int u = 0; u < kUnits; ++u) four(j + u, w[u]);
 #if HEXAD_PAIRS
       if constexpr (kPaired<T>)
 #pragma GCC unroll 4
         for (int g = 0; g < 4; ++g)
-          store(pairs_ + (g * kLanes + j) / 2u * kRows + lane, pair_up(w[0][g], w[kUnits - 1][g]));
+          store_reg(pairs_ + (g * kLanes + j) / 2u * kRows + lane,
+                    pair_up(w[0][g], w[kUnits - 1][g]));
 #endif
       if constexpr (!kPaired<T>)
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) store(p_ + (g * kLanes + j) * kRows + lane, w[0][g]);
+        for (int g = 0; g < 4; ++g) store_reg(p_ + (g * kLanes + j) * kRows + lane, w[0][g]);
 #pragma GCC unroll 2
       for (int u = 0; u < kUnits; ++u) t[j + u] = (w[u][0] + w[u][1]) + (w[u][2] + w[u][3]);
     }
     for (int n = kLanes / 2; n > 0; n /= 2)
       for (int j = 0; j < n; ++j) t[j] = t[j] + t[j + n];
-    store(total_ + lane, load(total_ + lane) * load(alpha_ + lane) + t[0]);
+    store_reg(total_ + lane, load_reg(total_ + lane) * load_reg(alpha_ + lane) + t[0]);
   }
 
   // out_[d][row] = out_[d][row] * alpha + sum over visible keys of weight * value.

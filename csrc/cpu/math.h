@@ -140,29 +140,32 @@ HEXAD_INLINE vf exp_falling(vf x) {
   return select(gone, zero(), from_bits(bits(p) + (k << 23)));
 }
 
-// exp_falling of several, the same bits: side by side their chains fill each other's waits.
+// exp_falling of several registers, the same bits: side by side their chains fill each other's
+// waits.
 template <int N>
-HEXAD_INLINE void exp_falling(vf* x) {
+HEXAD_INLINE void exp_falling(reg* x) {
+  using ints = IntOf<reg>::type;
 #define HEXAD_EACH _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i)
-  vi gone[N], k[N];
-  vf p[N];
-  HEXAD_EACH gone[i] = less(x[i], set1(-87.3f));
-  HEXAD_EACH x[i] = max(set1(-87.3f), x[i]);
+  const reg least = set1_reg(-87.3f), magic = set1_reg(12582912.f);
+  ints gone[N], k[N];
+  reg p[N];
+  HEXAD_EACH gone[i] = less(x[i], least);
+  HEXAD_EACH x[i] = select(gone[i], least, x[i]);
   HEXAD_EACH {
-    const vf t = fma(x[i], set1(1.44269504088896341f), set1(12582912.f));
-    k[i] = (bits(t) - bits(set1(12582912.f))) << 23;
-    p[i] = t - set1(12582912.f);
+    const reg t = fma(x[i], set1_reg(1.44269504088896341f), magic);
+    k[i] = ((ints)t - (ints)magic) << 23;
+    p[i] = t - magic;
   }
-  HEXAD_EACH x[i] = fma(p[i], set1(-0.693359375f), x[i]);
-  HEXAD_EACH x[i] = fma(p[i], set1(2.12194440e-4f), x[i]);
-  HEXAD_EACH p[i] = fma(set1(1.f / 5040), x[i], set1(1.f / 720));
-  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 120));
-  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 24));
-  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 6));
-  HEXAD_EACH p[i] = fma(p[i], x[i], set1(0.5f));
-  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f));
-  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f));
-  HEXAD_EACH x[i] = select(gone[i], zero(), from_bits(bits(p[i]) + k[i]));
+  HEXAD_EACH x[i] = fma(p[i], set1_reg(-0.693359375f), x[i]);
+  HEXAD_EACH x[i] = fma(p[i], set1_reg(2.12194440e-4f), x[i]);
+  HEXAD_EACH p[i] = fma(set1_reg(1.f / 5040), x[i], set1_reg(1.f / 720));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f / 120));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f / 24));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f / 6));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(0.5f));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f));
+  HEXAD_EACH x[i] = select(gone[i], set1_reg(0.f), (reg)((ints)p[i] + k[i]));
 #undef HEXAD_EACH
 }
 

@@ -116,10 +116,10 @@ class Sight {
     return true;
   }
 
-  // Lanes, from `lane` on, whose rows see the key: all bits set, else 0.
-  HEXAD_INLINE vi sees(int key, int lane) const {
+  // A register of lanes, from `lane` on: all bits set where the row sees the key, else 0.
+  HEXAD_INLINE IntOf<reg>::type sees(int key, int lane) const {
     // The key's bit moved to the sign and spread.
-    return (load(bits[key >> 5] + lane) << (31 - (key & 31))) >> 31;
+    return (load<IntOf<reg>::type>(bits[key >> 5] + lane) << (31 - (key & 31))) >> 31;
   }
 
  private:
