@@ -74,10 +74,12 @@ class Rows {
       const Tile<C>& tile = tiles_[here];
       base += kTile;
       Tile<C>* next = &tiles_[here ^ 1];
-      if (base < g_.hi)
+      if (base < g_.hi) {
         next->locate(g_.cache, base, g_.lo, g_.hi);
-      else if (!following(*next))
+        touch_pages(g_.cache, base + kTile, std::min(base + 2 * kTile, g_.hi));
+      } else if (!following(*next)) {
         next = &tiles_[here];  // nothing to prefetch
+      }
       if constexpr (std::is_same<C, int8_t>::value) tiles_[here].take_scales(g_.cache);
       scores(tile, *next);
       place(tile);

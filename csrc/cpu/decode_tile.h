@@ -53,6 +53,18 @@ HEXAD_INLINE void prefetch(const C* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(p + i, 0, 2);
 }
 
+// Asks for the first key and value of each page of keys first .. last - 1, long before they are
+// needed: the addresses of pages far apart take time to translate.
+template <class C>
+void touch_pages(const Cache<C>& cache, int64_t first, int64_t last) {
+  if (!cache.table || first >= last) return;
+  for (int64_t i = first / cache.page; i <= (last - 1) / cache.page; ++i) {
+    const int64_t page = cache.table[i * cache.table_step];
+    __builtin_prefetch(cache.k.p + page * cache.k.page, 0, 2);
+    __builtin_prefetch(cache.v.p + page * cache.v.page, 0, 2);
+  }
+}
+
 template <class C>
 struct Tile {
   int64_t base;    // the key that the tile counts from
