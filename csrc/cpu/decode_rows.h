@@ -61,7 +61,12 @@ class Rows {
       for (int64_t d = 0; d < g_.head_dim; d += kLanes) {
         const int64_t n = g_.head_dim - d;
         const vf x = n >= kLanes ? load(q + d) : load_first(q + d, n);
-        store(q_ + r * q_step_ + d, kPaired<C> ? x : x * set1(g_.scale));
+        if (kPaired<C>)
+          store(q_ + r * q_step_ + d, x);
+        else if (std::is_same<C, int8_t>::value)
+          store(q_ + r * q_step_ + d, x * set1(g_.scale) * set1(kInt8Query));
+        else
+          store(q_ + r * q_step_ + d, x * set1(g_.scale));
       }
     }
   }
