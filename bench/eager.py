@@ -41,16 +41,27 @@ def attention_backward(
     return lambda: torch.autograd.grad(graph, leaves, grad_out, retain_graph=True)
 
 
-def decode(q, k_cache, v_cache, lengths, *, block_table=None, window=None, softcap=None, scale=None, return_lse=False):
-    if block_table is not None or window is not None or softcap is not None:
+def decode(
+    q, k_cache, v_cache, lengths, *, block_table=None, window=None, softcap=None, scale=None,
+    k_scale=None, v_scale=None, alibi_slopes=None, sinks=None, return_lse=False,
+):  # fmt: skip
+    """Pages are gathered and int8 is widened first, as a torch user has to."""
+    if window is not None or softcap is not None or alibi_slopes is not None or sinks is not None:
         return None
     longest = int(lengths.max())
     places = torch.arange(longest)
     mask = None if (lengths == longest).all() else (places < lengths[:, None])[:, None, None]
     gqa = q.shape[1] != k_cache.shape[1]
 
+    def rows(cache, scales):
+        if block_table is not None:
+            cache = cache[block_table.long()].transpose(1, 2).flatten(2, 3)
+            scales = None if scales is None else scales[block_table.long()].transpose(1, 2).flatten(2, 3)
+        cache = cache[:, :, :longest]
+        return cache if scales is None else cache.to(q.dtype) * scales[:, :, :longest, None].to(q.dtype)
+
     def run():
-        k, v = k_cache[:, :, :longest], v_cache[:, :, :longest]
+        k, v = rows(k_cache, k_scale), rows(v_cache, v_scale)
         return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, mask, scale=scale, enable_gqa=gqa)
 
     return run

@@ -22,7 +22,7 @@ void longest_first(const DecodeArgs& a, int16_t* order) {
 }
 
 template <class T, class C>
-void task(const DecodeArgs& a, int64_t b, int64_t h, int64_t begin, int64_t end) {
+Group<T, C> group_of(const DecodeArgs& a, int64_t b, int64_t h) {
   const int64_t head = h * (a.heads / a.kv_heads), length = a.lengths[b * a.lengths_stride];
   Group<T, C> g{};
   g.q = static_cast<const T*>(a.q) + b * a.q_stride[0] + head * a.q_stride[1];
@@ -47,8 +47,41 @@ void task(const DecodeArgs& a, int64_t b, int64_t h, int64_t begin, int64_t end)
   g.lo = a.left < 0 ? 0 : std::max<int64_t>(0, length - 1 - a.left), g.hi = length;
   g.head_dim = a.head_dim, g.value_dim = a.value_dim;
   g.scale = a.scale, g.softcap = a.softcap;
-  Rows<T, C>(g, begin, end).run();
+  return g;
 }
+
+// Tasks by number, claimed one by one; the next is claimed while the last tile of one is at work,
+// so that its first tile is on the way.
+template <class T, class C>
+struct Tasks {
+  const DecodeArgs& a;
+  const int16_t* order;  // null: sequences as they come
+  int64_t group, block, blocks, count;
+  int64_t next;
+
+  int64_t claim() { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); }
+
+  Group<T, C> at(int64_t t) const {
+    const int64_t i = t / blocks / a.kv_heads;
+    return group_of<T, C>(a, order ? order[i] : i, t / blocks % a.kv_heads);
+  }
+
+  void work() {
+    for (int64_t t = claim(); t < count;) {
+      int64_t after = -1;
+      const Group<T, C> g = at(t);
+      const int64_t begin = t % blocks * block;
+      Rows<T, C>(g, begin, std::min(begin + block, group)).run([&](Tile<C>& tile) {
+        after = claim();
+        if (after >= count) return false;
+        const Group<T, C> then = at(after);
+        if (then.lo < then.hi) tile.locate(then.cache, then.lo / kTile * kTile, then.lo, then.hi);
+        return then.lo < then.hi;
+      });
+      t = after < 0 ? claim() : after;
+    }
+  }
+};
 
 template <class T, class C>
 void run(const DecodeArgs& a) {
@@ -57,13 +90,10 @@ void run(const DecodeArgs& a) {
   int16_t order[kSorted];
   const bool sorted = a.batch > 1 && a.batch <= kSorted;
   if (sorted) longest_first(a, order);
-  parallel_for(a.batch * a.kv_heads * blocks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      const int64_t i = t / blocks / a.kv_heads, begin = t % blocks * block;
-      task<T, C>(a, sorted ? order[i] : i, t / blocks % a.kv_heads, begin,
-                 std::min(begin + block, group));
-    }
-  });
+  Tasks<T, C> tasks{a,      sorted ? order : nullptr,      group, block,
+                    blocks, a.batch * a.kv_heads * blocks, 0};
+  parallel_for(std::min<int64_t>(tasks.count, parallel_threads()), 1,
+               [&](int64_t, int64_t) { tasks.work(); });
 }
 
 }  // namespace

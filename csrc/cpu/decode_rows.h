@@ -7,7 +7,8 @@
 namespace hexad {
 namespace {
 
-constexpr int kBlock = 32;            // query heads in a block, at most
+constexpr int kBlock = 32;  // query heads in a block, at most
+constexpr int kAhead = 8;
 constexpr int64_t kRowFloats = 8192;  // room for a block's queries, and for its sums
 
 // One sequence and one head of its cache.
@@ -40,13 +41,15 @@ class Rows {
         q_step_(padded(group.head_dim)),
         o_step_(padded(group.value_dim)) {}
 
-  void run() {
+  // following(tile) finds the first tile of what is done after this, if anything is.
+  template <class Following>
+  void run(const Following& following) {
     std::fill(out_, out_ + rows_ * o_step_, 0.f);
     std::fill(best_, best_ + kBlock, -__builtin_inff());
     std::fill(total_, total_ + kBlock, 0.f);
     if (g_.lo < g_.hi) {
       take_queries();
-      walk();
+      walk(following);
     }
     finish();
   }
@@ -58,27 +61,34 @@ class Rows {
       for (int64_t d = 0; d < g_.head_dim; d += kLanes) {
         const int64_t n = g_.head_dim - d;
         const vf x = n >= kLanes ? load(q + d) : load_first(q + d, n);
-        store(q_ + r * q_step_ + d, kPaired<C> ? x : x * set1(g_.scale));
+        if (kPaired<C>)
+          store(q_ + r * q_step_ + d, x);
+        else if (std::is_same<C, int8_t>::value)
+          store(q_ + r * q_step_ + d, x * set1(g_.scale) * set1(kInt8Query));
+        else
+          store(q_ + r * q_step_ + d, x * set1(g_.scale));
       }
     }
   }
 
-  void walk() {
+  template <class Following>
+  void walk(const Following& following) {
     int64_t base = g_.lo / kTile * kTile;
     tiles_[0].locate(g_.cache, base, g_.lo, g_.hi);
     for (int here = 0; base < g_.hi; here ^= 1) {
       const Tile<C>& tile = tiles_[here];
       base += kTile;
-      // At the end the tile stands in for the one that would be prefetched.
-      const Tile<C>* next = &tile;
+      Tile<C>* next = &tiles_[here ^ 1];
       if (base < g_.hi) {
-        tiles_[here ^ 1].locate(g_.cache, base, g_.lo, g_.hi);
-        next = &tiles_[here ^ 1];
+        next->locate(g_.cache, base, g_.lo, g_.hi);
+        touch_pages(g_.cache, base + kTile, std::min(base + 2 * kTile, g_.hi));
+      } else if (!following(*next)) {
+        next = &tiles_[here];  // nothing to prefetch
       }
       if constexpr (std::is_same<C, int8_t>::value) tiles_[here].take_scales(g_.cache);
       scores(tile, *next);
       place(tile);
-      for (int r = 0; r < rows_; r += kLanes) soften(tile, r, std::min(rows_ - r, kLanes));
+      for (int r = 0; r < rows_; r += kLanes) soften(tile, *next, r, std::min(rows_ - r, kLanes));
       values(tile, *next);
     }
   }
@@ -107,7 +117,7 @@ class Rows {
   }
 
   // Scores of rows r .. r + count - 1 become weights exp(s - m).
-  void soften(const Tile<C>& tile, int at, int count) {
+  void soften(const Tile<C>& tile, const Tile<C>& next, int at, int count) {
     float was[kLanes], fell[kLanes];
     std::fill(was, was + kLanes, 0.f), std::fill(fell, fell + kLanes, 0.f);
     for (int i = 0; i < count; ++i) {
@@ -120,7 +130,12 @@ class Rows {
       fell[i] = best_[r] == was[i] ? 0.f : was[i] - best_[r];
     }
     store(alpha_ + at, exp_falling(load(fell)));
-    for (int i = 0; i < count; ++i) weights(tile, at + i);
+    for (int i = 0; i < count; ++i) {
+      weights(tile, at + i);
+      // The memory is not to stand still meanwhile: a few values of the tile to come.
+      if (at + i < kTile / kAhead)
+        for (int j = 0; j < kAhead; ++j) __builtin_prefetch(next.v[(at + i) * kAhead + j], 0, 2);
+    }
   }
 
   HEXAD_INLINE void adjust(const Tile<C>& tile, int r, vf* s) {

@@ -39,19 +39,6 @@ struct Lane {
   int64_t page, slot;  // strides
 };
 
-// Runs of keys that lie at a fixed step, in order: each(key, pointer to it, keys in the run).
-template <class C, class Each>
-HEXAD_INLINE void runs(const Lane<C>& lane, const int32_t* table, int64_t table_step, int64_t page,
-                       int64_t first, int64_t n, const Each& each) {
-  if (!table) return each(0, lane.p + first * lane.slot, n);
-  int64_t index = first / page, slot = first % page;
-  for (int64_t j = 0; j < n; ++index, slot = 0) {
-    const int64_t here = std::min(page - slot, n - j);
-    each(j, lane.p + table[index * table_step] * lane.page + slot * lane.slot, here);
-    j += here;
-  }
-}
-
 template <class C>
 struct Cache {
   Lane<C> k, v;
@@ -66,6 +53,18 @@ HEXAD_INLINE void prefetch(const C* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(p + i, 0, 2);
 }
 
+// Asks for the first key and value of each page of keys first .. last - 1, long before they are
+// needed: the addresses of pages far apart take time to translate.
+template <class C>
+void touch_pages(const Cache<C>& cache, int64_t first, int64_t last) {
+  if (!cache.table || first >= last) return;
+  for (int64_t i = first / cache.page; i <= (last - 1) / cache.page; ++i) {
+    const int64_t page = cache.table[i * cache.table_step];
+    __builtin_prefetch(cache.k.p + page * cache.k.page, 0, 2);
+    __builtin_prefetch(cache.v.p + page * cache.v.page, 0, 2);
+  }
+}
+
 template <class C>
 struct Tile {
   int64_t base;    // the key that the tile counts from
@@ -77,47 +76,71 @@ struct Tile {
     base = at;
     begin = int(std::clamp<int64_t>(lo - at, 0, kTile));
     end = int(std::clamp<int64_t>(hi - at, 0, kTile));
-    find(cache, cache.k, k), find(cache, cache.v, v);
+    cut(cache);
+    find(cache.k, k), find(cache.v, v);
     // The scales are copied when they are needed: waiting for memory here would stop the tile
     // before.
-    if constexpr (std::is_same<C, int8_t>::value)
-      touch(cache, cache.k_scale), touch(cache, cache.v_scale);
+    if constexpr (std::is_same<C, int8_t>::value) touch(cache.k_scale), touch(cache.v_scale);
   }
 
   void take_scales(const Cache<C>& cache) {
-    copy(cache, cache.k_scale, k_scale), copy(cache, cache.v_scale, v_scale);
+    copy(cache.k_scale, k_scale), copy(cache.v_scale, v_scale);
   }
 
  private:
-  template <class E, class Each>
-  void runs_of(const Cache<C>& cache, const Lane<E>& lane, const Each& each) const {
-    runs(lane, cache.table, cache.table_step, cache.page, base + begin, end - begin, each);
+  // Keys that lie at a fixed step: keys at .. at + n - 1 of the tile from a slot of a page on.
+  struct Run {
+    int64_t page, slot;
+    int at, n;
+  };
+
+  void cut(const Cache<C>& cache) {
+    count_ = 1;
+    runs_[0] = {0, base + begin, begin, end - begin};
+    if (!cache.table) return;
+    int64_t index = (base + begin) / cache.page, slot = (base + begin) % cache.page;
+    count_ = 0;
+    for (int j = begin; j < end; ++index, slot = 0) {
+      const int n = int(std::min<int64_t>(cache.page - slot, end - j));
+      runs_[count_++] = {cache.table[index * cache.table_step], slot, j, n};
+      j += n;
+    }
   }
 
-  void find(const Cache<C>& cache, const Lane<C>& lane, const C** out) {
-    runs_of(cache, lane, [&](int64_t j, const C* p, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) out[begin + j + i] = p + i * lane.slot;
+  template <class E, class Each>
+  HEXAD_INLINE void each_run(const Lane<E>& lane, const Each& each) const {
+    for (int r = 0; r < count_; ++r)
+      each(lane.p + runs_[r].page * lane.page + runs_[r].slot * lane.slot, runs_[r].at, runs_[r].n);
+  }
+
+  void find(const Lane<C>& lane, const C** out) const {
+    each_run(lane, [&](const C* p, int at, int n) {
+      for (int i = 0; i < n; ++i) out[at + i] = p + i * lane.slot;
+      // Early, so that the addresses of pages far apart are translated side by side.
+      __builtin_prefetch(p, 0, 2);
+      __builtin_prefetch(out[at + n - 1], 0, 2);
     });
     // Keys that no row sees: any readable ones do, their scores are hidden.
-    std::fill(out, out + begin, out[begin]);
-    std::fill(out + end, out + kTile, out[begin]);
+    for (int j = 0; j < begin; ++j) out[j] = out[begin];
+    for (int j = end; j < kTile; ++j) out[j] = out[begin];
   }
 
-  void touch(const Cache<C>& cache, const Lane<float>& lane) const {
-    runs_of(cache, lane,
-            [&](int64_t, const float* p, int64_t n) { prefetch(p, (n - 1) * lane.slot + 1); });
-  }
-
-  void copy(const Cache<C>& cache, const Lane<float>& lane, float* out) {
-    std::fill(out, out + kTile, 0.f);
-    runs_of(cache, lane, [&](int64_t j, const float* p, int64_t n) {
-      if (lane.slot == 1) {
-        memcpy(out + begin + j, p, n * sizeof(float));
-        return;
-      }
-      for (int64_t i = 0; i < n; ++i) out[begin + j + i] = p[i * lane.slot];
+  void touch(const Lane<float>& lane) const {
+    each_run(lane, [&](const float* p, int, int n) {
+      for (int i = 0; i < n; i += 16) __builtin_prefetch(p + i * lane.slot);
+      __builtin_prefetch(p + (n - 1) * lane.slot);
     });
   }
+
+  void copy(const Lane<float>& lane, float* out) const {
+    if (end - begin < kTile) std::fill(out, out + kTile, 0.f);
+    each_run(lane, [&](const float* p, int at, int n) {
+      for (int i = 0; i < n; ++i) out[at + i] = p[i * lane.slot];
+    });
+  }
+
+  Run runs_[kTile];
+  int count_;
 };
 
 typedef int32_t ireg __attribute__((vector_size(sizeof(reg))));
@@ -147,7 +170,9 @@ HEXAD_INLINE reg load_units(const C* p, int64_t n) {
   return load<reg>(buffer);
 }
 
-// Element `e` of each unit.
+// Element `e` of each unit. An int8 comes from the top byte, times 2^24, which saves shifting it
+// down: the queries of an int8 cache are scaled by 2^-24, and the products are exactly the same.
+constexpr float kInt8Query = 0x1p-24f;
 template <int e>
 HEXAD_INLINE reg element(reg unit, const float*) {
   return unit;
@@ -158,7 +183,8 @@ HEXAD_INLINE reg element(reg unit, const bf16*) {
 }
 template <int e>
 HEXAD_INLINE reg element(reg unit, const int8_t*) {
-  return __builtin_convertvector(((ireg)unit << (24 - 8 * e)) >> 24, reg);
+  const ireg top = (ireg)unit << (24 - 8 * e);
+  return __builtin_convertvector(e ? top & int32_t(0xff000000) : top, reg);
 }
 
 #if HEXAD_PAIRS
@@ -210,9 +236,10 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
     reg square[kRegLanes];
     load_turned(reinterpret_cast<const void* const*>(k), d * int64_t(sizeof(C)), square);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRegLanes; ++i) __builtin_prefetch(next[i] + d, 0, 2);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRegLanes; ++i) add_unit<R, C>(square[i], q + d + i * U, q_step, U, s);
+    for (int i = 0; i < kRegLanes; ++i) {
+      add_unit<R, C>(square[i], q + d + i * U, q_step, U, s);
+      __builtin_prefetch(next[i] + d, 0, 2);
+    }
   }
   if (d < dims) {
     reg square[kRegLanes];
