@@ -289,7 +289,7 @@ class GradientTile {
   template <class Sees>
   static void carefully(float* c, const Factor& a, const Panels& b, int64_t columns, int64_t units,
                         const Sees& sees) {
-    alignas(64) float clean[64 * kLanes];
+    alignas(64) float clean[128 * kLanes];
     for (int64_t n = 0; n < columns; n += kLanes) {
       for (int64_t k = 0; k < units; ++k) {
         const int32_t keep =

@@ -15,6 +15,7 @@ namespace {
 struct Floats {
   static constexpr int kPer = 1;  // elements in a unit
   static constexpr int64_t kChunk = 32;
+  static constexpr int kUnroll = 1;  // unrolling pays for pairs only (measured)
   using Wide = reg;
   static HEXAD_INLINE Wide load(const float* p) { return load_reg(p); }
   static HEXAD_INLINE Wide spread(const char* p) {
@@ -29,6 +30,7 @@ struct Floats {
 struct Pairs {
   static constexpr int kPer = 2;
   static constexpr int64_t kChunk = 64;
+  static constexpr int kUnroll = 4;
   using Wide = pairs;
   static HEXAD_INLINE Wide load(const float* p) { return load_pairs(p); }
   static HEXAD_INLINE Wide spread(const char* p) { return spread_pair(p); }
@@ -91,9 +93,11 @@ HEXAD_INLINE void product_block(float* c, int64_t c_step, bool fresh, const Fact
       }
     };
     int64_t k = 0;
-    for (; k + 4 <= upto; k += 4, x += 4 * step, b += 4 * b_step)
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) once(x + i * step, b + i * b_step);
+    if constexpr (U::kUnroll == 4)
+      for (; k + 4 <= upto; k += 4, x += 4 * step, b += 4 * b_step) {
+        once(x, b), once(x + step, b + b_step);
+        once(x + 2 * step, b + 2 * b_step), once(x + 3 * step, b + 3 * b_step);
+      }
     for (; k < upto; ++k, x += step, b += b_step) once(x, b);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)

@@ -12,7 +12,7 @@ struct Weights;
 
 template <>
 struct Weights<Floats> {
-  static constexpr int kQueries = 64, kKeys = 64;
+  static constexpr int kQueries = 64, kKeys = 128;
   static constexpr int64_t kRoom = 2 * kQueries * kKeys;
   float *p, *ds;
 
@@ -34,7 +34,7 @@ struct Weights<Floats> {
 #if HEXAD_PAIRS
 template <>
 struct Weights<Pairs> {
-  static constexpr int kQueries = 128, kKeys = 64;
+  static constexpr int kQueries = 128, kKeys = 128;
   static constexpr int64_t kRoom = 3 * kQueries / 2 * kKeys;
   float *p, *ds;  // units of rows 2i and 2i + 1
   float* along;   // dS in units of keys 2j and 2j + 1

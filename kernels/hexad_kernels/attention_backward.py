@@ -173,11 +173,10 @@ def packed_gradients(grads: list[Tensor | None], args: tuple[Any, ...], outputs:
         return t[begin:end].transpose(0, 1).unsqueeze(0)
 
     for a, b, c, d in zip(at_q, at_q[1:], at_k, at_k[1:]):
-        one = tuple(rows(t, *at) for t, at in zip(made, ((a, b), (c, d), (c, d))))
-        statistics = (None if t is None else t[:, a:b].unsqueeze(0) for t in (grad_lse, lse))
+        mine = rows(made[0], a, b), rows(made[1], c, d), rows(made[2], c, d)
         _native(
-            one, rows(grad_out, a, b), next(statistics), rows(q, a, b), rows(k, c, d), rows(v, c, d), rows(out, a, b),
-            next(statistics), None, *rest,
+            mine, rows(grad_out, a, b), None if grad_lse is None else grad_lse[:, a:b].unsqueeze(0), rows(q, a, b),
+            rows(k, c, d), rows(v, c, d), rows(out, a, b), lse[:, a:b].unsqueeze(0), None, *rest,
         )  # fmt: skip
     return made
 
