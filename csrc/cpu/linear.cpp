@@ -109,15 +109,15 @@ void sum_few(int rows, const typename Kind::X* x, int64_t stride, const Block& w
 template <class Kind, class T>
 void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_t rows,
                   float* sums) {
-  constexpr int64_t step = kBlock / Kind::kInputs * kPanel;
+  constexpr int64_t step = Kind::kChain / Kind::kInputs * kPanel;
   alignas(64) int32_t panels[kPanels * step];
   const auto block = [&](int p, int64_t k, int64_t n) {
     return Block(static_cast<const T*>(a.weight) + group.row[p] * a.weight_stride, a.weight_stride,
                  group.lanes[p], k, n);
   };
   const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
-  for (int64_t k = 0; k < a.inputs; k += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, a.inputs - k);
+  for (int64_t k = 0; k < a.inputs; k += Kind::kChain) {
+    const int64_t n = std::min<int64_t>(Kind::kChain, a.inputs - k);
     if (rows <= kFew) {
       typename Kind::X wide[kFew * kBlock];
       const auto row = convert(x + k, a.x_stride, int(rows), n, wide);

@@ -13,8 +13,8 @@ void sum_packed(const LinearArgs& a, const Group& group, int64_t first, int64_t 
   const T* x = static_cast<const T*>(a.x) + first * a.x_stride;
   // Gates and their ups lie apart.
   const int near = gated(a) ? group.panels / 2 : group.panels;
-  for (int64_t k = 0; k < a.inputs; k += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, a.inputs - k);
+  for (int64_t k = 0; k < a.inputs; k += Kind::kChain) {
+    const int64_t n = std::min<int64_t>(Kind::kChain, a.inputs - k);
     for (int p = 0; p < group.panels; p += near)
       sum_block<Kind>(x + k, a.x_stride, rows,
                       static_cast<const int32_t*>(a.weight) +

@@ -2,8 +2,8 @@
 //
 // Order of sums, the same in every tile, for one row or many, packed or not: the inputs are cut
 // into blocks of 128 counted from input 0; a block's sum is one chain of fma from zero, and blocks
-// are added up in order. (Where bfloat16 meets bfloat16 on a machine with its dot product, the
-// chain takes a pair of inputs at a step.) One chain over all inputs would lose accuracy.
+// are added up in order. (Where bfloat16 meets bfloat16 on a machine with its dot product, a chain
+// takes 256 inputs, a pair at a step.) One chain over all inputs would lose accuracy.
 #pragma once
 
 #include <algorithm>
@@ -68,6 +68,7 @@ HEXAD_INLINE void clear(reg (&acc)[R][N]) {
 struct Floats {
   using X = float;
   static constexpr int kInputs = 1;  // of one word of a panel
+  static constexpr int kChain = kBlock;
   static constexpr bool kFetch = false;
 
   // One word's inputs at x; `inputs` is less than kInputs where the row ends.
@@ -102,6 +103,7 @@ struct Floats {
 struct Halves {
   using X = float;
   static constexpr int kInputs = 2;
+  static constexpr int kChain = kBlock;
   static constexpr bool kFetch = false;
 
   static HEXAD_INLINE reg add(const float* x, reg w, reg sum, int inputs) {
@@ -144,6 +146,7 @@ struct Halves {
 struct Pairs {
   using X = bf16;
   static constexpr int kInputs = 2;
+  static constexpr int kChain = 2 * kBlock;
   static constexpr bool kFetch = true;
 
   static HEXAD_INLINE reg add(const bf16* x, reg w, reg sum, int inputs) {

@@ -6,7 +6,8 @@ import torch
 from hexad_kernels import pack, quantize
 from tests.cases import Call, Case, Work, rand
 
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 5}
+# Of a weight. bench counts 4 bytes as the size of x's dtype, so bfloat16 with bfloat16 says 32 too.
+BITS = {"float32": 32, "bfloat16": 32, "int8": 8, "int4": 5}
 FORMS = {
     "float32": pack,
     "bfloat16": lambda w: pack(w.bfloat16()),
@@ -31,7 +32,6 @@ def case(form, name, shape, rows, *, bias=True, residual=False, activation=None,
         options = {n: o[i : i + 1] if n == "residual" else o for n, o in call.kwargs.items()}
         return Call((call.args[0][i : i + 1], *call.args[1:]), options)
 
-    # bench scales bytes by the dtype of x; the weight's are fixed, so they are exact where the two agree.
     moved = 4 * (count * k + count * outputs * (2 if residual else 1)) + rows * k * BITS[form] / 8
     work = Work(flops=2.0 * count * rows * k, bytes=moved)
     return Case(f"{form}_{name}", make, row if len(shape) > 1 else None, batch=shape[0], work=work, **flags)
