@@ -49,34 +49,42 @@ struct Reader {
   }
 };
 
-HEXAD_INLINE vf part(const float* p, int64_t rest) {
-  return rest >= kLanes ? load(p) : load_part(p, rest);
-}
-HEXAD_INLINE void put_part(float* p, vf v, int64_t rest) {
-  rest >= kLanes ? store(p, v) : store_first(p, v, rest);
+// body(c, get, set) over n channels, 16 at a time: get(p) and set(p, v) are at channel c of p.
+// Where a vector is two registers, one `get` for whole and partial ones would go through memory.
+template <class Body>
+HEXAD_INLINE void each(int64_t n, const Body& body) {
+  int64_t c = 0;
+  for (; c + kLanes <= n; c += kLanes)
+    body([&](const float* p) __attribute__((always_inline)) { return load(p + c); },
+         [&](float* p, vf v) __attribute__((always_inline)) { store(p + c, v); });
+  if (c < n)
+    body([&](const float* p) __attribute__((always_inline)) { return load_part(p + c, n - c); },
+         [&](float* p, vf v) __attribute__((always_inline)) { store_first(p + c, v, n - c); });
 }
 
 // to = (sums + bias) + place; to may be sums.
 HEXAD_INLINE void add(const float* sums, const float* bias, const float* place, int64_t n,
                       float* to) {
-  for (int64_t c = 0; c < n; c += kLanes) {
-    vf x = part(sums + c, n - c) + part(bias + c, n - c);
-    if (place) x = x + part(place + c, n - c);
-    put_part(to + c, x, n - c);
-  }
+  if (place)
+    each(n, [&](auto get, auto set)
+                __attribute__((always_inline)) { set(to, get(sums) + get(bias) + get(place)); });
+  else
+    each(n, [&](auto get, auto set)
+                __attribute__((always_inline)) { set(to, get(sums) + get(bias)); });
 }
 
 // f(a) (1 + f(b / 2)) / 2 with f(t) = t / sqrt(1 + t^2), of x = (a, b); `residual` may be null.
 HEXAD_INLINE void gate(const float* x, int64_t channels, const float* residual, float* to) {
   const vf one = set1(1.f), half = set1(0.5f);
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const int64_t rest = channels - c;
-    const vf a = part(x + c, rest), b = half * part(x + channels + c, rest);
+  each(channels, [&](auto get, auto set) __attribute__((always_inline)) {
+    const vf a = get(x), b = half * get(x + channels);
     const vf open = half + half * (b * (one / sqrt(one + b * b)));
-    vf y = a * (one / sqrt(one + a * a)) * open;
-    if (residual) y = y + part(residual + c, rest);
-    put_part(to + c, y, rest);
-  }
+    const vf y = a * (one / sqrt(one + a * a)) * open;
+    if (residual)
+      set(to, y + get(residual));
+    else
+      set(to, y);
+  });
 }
 
 struct Images {

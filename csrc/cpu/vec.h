@@ -102,11 +102,30 @@ struct IntOf<Pair<T>> {
   using type = Pair<typename IntOf<T>::type>;
 };
 
+// Half by half: a copy of the whole pair goes through memory in pieces too small to be forwarded.
+template <class V>
+struct Memory {
+  static HEXAD_INLINE V load(const void* p) {
+    V v;
+    memcpy(&v, p, sizeof(V));
+    return v;
+  }
+  static HEXAD_INLINE void store(void* p, V v) { memcpy(p, &v, sizeof(V)); }
+};
+template <class T>
+struct Memory<Pair<T>> {
+  static HEXAD_INLINE Pair<T> load(const void* p) {
+    return {Memory<T>::load(p), Memory<T>::load(static_cast<const char*>(p) + sizeof(T))};
+  }
+  static HEXAD_INLINE void store(void* p, Pair<T> v) {
+    Memory<T>::store(p, v.lo);
+    Memory<T>::store(static_cast<char*>(p) + sizeof(T), v.hi);
+  }
+};
+
 template <class V>
 HEXAD_INLINE V load(const void* p) {
-  V v;
-  memcpy(&v, p, sizeof(V));
-  return v;
+  return Memory<V>::load(p);
 }
 HEXAD_INLINE vf load(const float* p) {
   return load<vf>(p);
@@ -115,10 +134,10 @@ HEXAD_INLINE vi load(const int32_t* p) {
   return load<vi>(p);
 }
 HEXAD_INLINE void store(float* p, vf v) {
-  memcpy(p, &v, sizeof v);
+  Memory<vf>::store(p, v);
 }
 HEXAD_INLINE void store(int32_t* p, vi v) {
-  memcpy(p, &v, sizeof v);
+  Memory<vi>::store(p, v);
 }
 
 HEXAD_INLINE void splat(f32x4& v, float x) {
@@ -432,42 +451,6 @@ HEXAD_INLINE float max_across(vf v) {
   return a > b ? a : b;
 }
 
-// The square of n vectors of n lanes, transposed in place by swapping ever smaller blocks across
-// the diagonal.
-template <int H, class V, int... L>
-HEXAD_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, L...>) {
-  constexpr int n = sizeof...(L);
-  const V x = a, y = b;
-  a = __builtin_shufflevector(x, y, (L & H ? n + L - H : L)...);
-  b = __builtin_shufflevector(x, y, (L & H ? n + L : L + H)...);
-}
-template <int H, class V>
-HEXAD_INLINE void transpose_from(V* v) {
-  constexpr int n = sizeof(V) / sizeof(float);
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i)
-    if (!(i & H)) swap_blocks<H>(v[i], v[i + H], std::make_integer_sequence<int, n>{});
-  if constexpr (H > 1) transpose_from<H / 2>(v);
-}
-template <class V>
-HEXAD_INLINE void transpose(V* v) {
-  transpose_from<sizeof(V) / sizeof(float) / 2>(v);
-}
-template <class T>
-HEXAD_INLINE void transpose(Pair<T>* v) {
-  constexpr int n = sizeof(T) / sizeof(float);
-  T a[n], b[n];
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) a[i] = v[i].lo, b[i] = v[n + i].hi;
-  transpose(a), transpose(b);
-  T c[n], d[n];
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) c[i] = v[i].hi, d[i] = v[n + i].lo;
-  transpose(c), transpose(d);
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) v[i] = {a[i], d[i]}, v[n + i] = {c[i], b[i]};
-}
-
 // One machine register, for kernels that fill the register file with accumulators (an array of
 // halves would go through memory), and how many accumulators leave room for the operands.
 #if defined(__AVX512F__)
@@ -495,3 +478,5 @@ HEXAD_INLINE reg set1_reg(float x) {
 
 }  // namespace
 }  // namespace hexad
+
+#include "cpu/transpose.h"

@@ -59,6 +59,15 @@ void pack_panel(const T* w, int64_t stride, int rows, int64_t inputs, int64_t ke
   const int64_t size = inputs * kernel, last = (rows - 1) * stride;
   if (Step::kElements > 1) memset(panel, 0, words_of<Step>(inputs * taps) * kLanes * sizeof(float));
   int64_t tap = 0, input = 0;
+  const auto place = [&](vf(&v)[kLanes], int64_t count) __attribute__((always_inline)) {
+    transpose(v);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) {
+      if (j >= count) break;
+      if (tap < taps) Step::put(panel, kLanes, tap * inputs + input, v[j], false);
+      if (++tap == kernel) tap = 0, ++input;
+    }
+  };
   for (int64_t at = 0; at < size; at += kLanes) {
     const int64_t rest = std::min<int64_t>(kLanes, size - at);
     vf v[kLanes];
@@ -66,15 +75,10 @@ void pack_panel(const T* w, int64_t stride, int rows, int64_t inputs, int64_t ke
       const T* from = w + at;
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i, from += stride) v[i] = load(from);
+      place(v, kLanes);
     } else {
       for (int i = 0; i < kLanes; ++i) v[i] = load_part(w + std::min(i * stride, last) + at, rest);
-    }
-    transpose(v);
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {
-      if (j >= rest) break;
-      if (tap < taps) Step::put(panel, kLanes, tap * inputs + input, v[j], false);
-      if (++tap == kernel) tap = 0, ++input;
+      place(v, rest);
     }
   }
 }

@@ -4,7 +4,7 @@
     quantized = codebook[index]
 
 Differences are squared as they stand, not expanded into |x|^2 - 2 x.c + |c|^2: near ties do not cancel. (The CPU
-kernel uses x.c - |c|^2 / 2 to rule entries out, with a bound on its rounding error, and compares the rest as they
+kernel uses x.c - |c|^2 / 2 to rule entries out, with a bound on its rounding error, and compares the others as they
 stand.)
 
 Paper: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937).

@@ -223,9 +223,9 @@ HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* wei
 /* vq: the nearest codebook entry by squared distance, the lowest index on ties.
  *   x, quantized (..., D): contiguous, or matrices with contiguous rows; codebook (K, D), K >= 1,
  * with contiguous rows; index int64, contiguous, one for each row of x.
- *   workspace fp32, contiguous: for more than 24 rows, (min(1024, max(64, 131072 / D rounded down to
- * 64)) + 6) D for each thread of the host's OpenMP runtime.
- *   A distance that is NaN gives HEXAD_INVALID, after rows without one were written. */
+ *   workspace fp32, contiguous: for more than 24 rows, (min(1024, max(64, 131072 / D rounded down
+ * to 64)) + 6) D for each thread of the host's OpenMP runtime. A distance that is NaN gives
+ * HEXAD_INVALID, after rows without one were written. */
 HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
                                 hexad_tensor* quantized, hexad_tensor* index,
                                 hexad_tensor* workspace, hexad_stream stream);
