@@ -16,6 +16,20 @@ namespace {
 
 constexpr int64_t kChunk = 1024;
 
+// A long row goes in pieces that its length alone decides; f(piece, begin, end). A row that is
+// drawn by itself has all threads for that, rows of a batch have one each.
+constexpr int kPieces = 32;
+template <class F>
+HEXAD_INLINE int in_pieces(int64_t n, const F& f) {
+  const int64_t least = 8 * kChunk,
+                size = std::max(least, (n / kPieces + kChunk) / kChunk * kChunk);
+  const int pieces = int((n + size - 1) / size);
+  parallel_for(pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) f(int(p), p * size, std::min(n, (p + 1) * size));
+  });
+  return pieces;
+}
+
 struct Peak {
   float max;
   int64_t chunk;  // the first one that has it
@@ -24,11 +38,11 @@ struct Peak {
 
 // Also the maxima of each lane of each chunk: 16 disjoint sets of tokens a chunk.
 template <class T>
-Peak find_peak(const T* logits, int64_t n, float* maxima) {
+Peak find_peak(const T* logits, int64_t begin, int64_t n, float* maxima) {
   const float none = -__builtin_inff();
-  Peak peak{none, 0, false};
+  Peak peak{none, begin, false};
   vi numbers = set1i(-1);
-  for (int64_t at = 0; at < n; at += kChunk) {
+  for (int64_t at = begin; at < n; at += kChunk) {
     const int64_t end = std::min(at + kChunk, n);
     vf a = set1(none), b = a, c = a, d = a;
     const auto take = [&](vf l, vf& top) __attribute__((always_inline)) {
@@ -53,16 +67,33 @@ Peak find_peak(const T* logits, int64_t n, float* maxima) {
   return peak;
 }
 
+template <class T>
+Peak find_peak(const T* logits, int64_t n, float* maxima) {
+  Peak found[kPieces];
+  const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
+    found[p] = find_peak(logits, begin, end, maxima);
+  });
+  Peak peak = found[0];
+  for (int p = 1; p < pieces; ++p) {
+    const bool nan = peak.nan || found[p].nan;
+    if (found[p].max > peak.max) peak = found[p];
+    peak.nan = nan;
+  }
+  return peak;
+}
+
 // w = exp((l - max) / temperature), 1 at the maximum also where that is infinite. In place is fine.
 template <class T>
 void weights(const T* logits, int64_t n, float max, float temperature, float* w) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t rest = std::min<int64_t>(n - i, kLanes);
-    const vf l = rest == kLanes ? load(logits + i) : load_first(logits + i, rest);
-    const vf gap = (l - set1(max)) / set1(temperature);
-    const vf e = exp(select(equal(l, set1(max)), zero(), gap));
-    rest == kLanes ? store(w + i, e) : store_first(w + i, e, rest);
-  }
+  in_pieces(n, [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int64_t rest = std::min<int64_t>(end - i, kLanes);
+      const vf l = rest == kLanes ? load(logits + i) : load_part(logits + i, rest);
+      const vf gap = (l - set1(max)) / set1(temperature);
+      const vf e = exp(select(equal(l, set1(max)), zero(), gap));
+      rest == kLanes ? store(w + i, e) : store_part(w + i, e, rest);
+    }
+  });
 }
 
 double sum_chunk(const float* w, int64_t n) {
@@ -77,8 +108,13 @@ double sum_chunk(const float* w, int64_t n) {
 }
 
 double sum_all(const float* w, int64_t n) {
-  double total = 0;
-  for (int64_t at = 0; at < n; at += kChunk) total += sum_chunk(w + at, std::min(kChunk, n - at));
+  double found[kPieces], total = 0;
+  const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
+    found[p] = 0;
+    for (int64_t at = begin; at < end; at += kChunk)
+      found[p] += sum_chunk(w + at, std::min(kChunk, end - at));
+  });
+  for (int p = 0; p < pieces; ++p) total += found[p];
   return total;
 }
 
@@ -228,20 +264,27 @@ constexpr int kMarks = 8;
 // mass[j]: the weight of the tokens with a logit of at least mark[j].
 template <class T>
 void masses(const T* l, const float* w, int64_t n, const float* mark, double* mass) {
-  for (int j = 0; j < kMarks; ++j) mass[j] = 0;
-  for (int64_t at = 0; at < n; at += kChunk) {
-    vf sums[kMarks];
+  double found[kPieces][kMarks];
+  const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
+    for (int j = 0; j < kMarks; ++j) found[p][j] = 0;
+    for (int64_t at = begin; at < end; at += kChunk) {
+      vf sums[kMarks];
 #pragma GCC unroll 8
-    for (int j = 0; j < kMarks; ++j) sums[j] = zero();
-    for (int64_t i = at; i < std::min(at + kChunk, n); i += kLanes) {
-      const int64_t rest = std::min<int64_t>(n - i, kLanes);
-      const vf weight = rest == kLanes ? load(w + i) : load_part(w + i, rest);
-      const vf logit = rest == kLanes ? load(l + i) : load_part(l + i, rest);
+      for (int j = 0; j < kMarks; ++j) sums[j] = zero();
+      for (int64_t i = at; i < std::min(at + kChunk, end); i += kLanes) {
+        const int64_t rest = std::min<int64_t>(end - i, kLanes);
+        const vf weight = rest == kLanes ? load(w + i) : load_part(w + i, rest);
+        const vf logit = rest == kLanes ? load(l + i) : load_part(l + i, rest);
 #pragma GCC unroll 8
-      for (int j = 0; j < kMarks; ++j)
-        sums[j] = sums[j] + select(less(logit, set1(mark[j])), zero(), weight);
+        for (int j = 0; j < kMarks; ++j)
+          sums[j] = sums[j] + select(less(logit, set1(mark[j])), zero(), weight);
+      }
+      for (int j = 0; j < kMarks; ++j) found[p][j] += sum(sums[j]);
     }
-    for (int j = 0; j < kMarks; ++j) mass[j] += sum(sums[j]);
+  });
+  for (int j = 0; j < kMarks; ++j) {
+    mass[j] = 0;
+    for (int p = 0; p < pieces; ++p) mass[j] += found[p][j];
   }
 }
 
