@@ -59,7 +59,7 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
     if (workspace) {
       require_rank(workspace, "workspace", 2);
       require_dtype(*workspace, "workspace", DType::i32);
-      require_size(*workspace, "workspace", 1, 2 * vocabulary);
+      require_size(*workspace, "workspace", 1, 4 * vocabulary);
       require_contiguous(*workspace, "workspace");
       require_device(*workspace, "workspace", *logits);
       args.workspace = data<int32_t>(*workspace);
@@ -79,7 +79,7 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
                       (long long)b, args.temperature[b]);
         HEXAD_REQUIRE(vocabulary <= kSampleScratch || (args.workspace && args.slots > 0),
                       "workspace: missing, wants int32 (1 or more, %lld)",
-                      (long long)(2 * vocabulary));
+                      (long long)(4 * vocabulary));
       }
     }
     cpu().sample(args);

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/stores.h"
 
 namespace hexad {
 namespace {
@@ -16,14 +16,12 @@ constexpr int kRows = 6;                                        // of W at a tim
 constexpr int kWide = std::is_same<vf, f32x16>::value ? 4 : 1;  // vectors of pixels
 constexpr int64_t kPanel = kInvconvChannels * kLanes;           // floats on the stack
 
-HEXAD_INLINE void copy(float* to, const float* from, int64_t n) {
-  std::copy_n(from, n, to);
-}
-HEXAD_INLINE void copy(float* to, const bf16* from, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
-}
-HEXAD_INLINE void copy(bf16* to, const float* from, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
+template <class To, class From>
+HEXAD_INLINE void move(To* to, const From* from, int64_t n, bool past = false) {
+  past = past && streams(to);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) put(to + i, load(from + i), past);
+  if (i < n) store_part(to + i, load_part(from + i, n - i), n - i);
 }
 
 // The parts of columns [begin, end) that lie in one image each: f(column in the panel, image,
@@ -74,6 +72,7 @@ void panels(const InvconvArgs& a) {
   const T* const x = static_cast<const T*>(a.x);
   T* const y = static_cast<T*>(a.y);
   const int64_t total = a.batch * a.pixels, work = a.channels * a.channels * columns;
+  const bool past = beyond_cache(total * a.channels * int64_t(sizeof(T)));
   parallel_for((total + columns - 1) / columns, std::max<int64_t>(1, (1 << 18) / work),
                [&](int64_t first, int64_t last) {
                  alignas(64) float panel[kPanel];
@@ -84,17 +83,18 @@ void panels(const InvconvArgs& a) {
                    parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
                      const T* from = x + image * a.channels * a.pixels + pixel;
                      for (int64_t c = 0; c < a.channels; ++c)
-                       copy(panel + c * columns + at, from + c * a.pixels, n);
+                       move(panel + c * columns + at, from + c * a.pixels, n);
                    });
                    for (int64_t o = 0; o < a.channels; o += kRows) {
                      rows<V>(a, panel, o, line);
                      parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
                        T* to = y + (image * a.channels + o) * a.pixels + pixel;
                        for (int64_t r = 0; r < std::min<int64_t>(kRows, a.channels - o); ++r)
-                         copy(to + r * a.pixels, line[r] + at, n);
+                         move(to + r * a.pixels, line[r] + at, n, past);
                      });
                    }
                  }
+                 if (past) drain();
                });
 }
 

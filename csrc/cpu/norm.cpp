@@ -99,7 +99,7 @@ struct Affine {
 };
 
 // Elements share one feature, or have one each. The common forms have loops of their own.
-enum Form { kPlain, kWeight, kBoth, kGeneral };
+enum Form { kPlain, kWeight, kBoth, kSilu, kGeneral };  // kSilu: kBoth, then SiLU
 
 template <bool kShared, Form kForm, class T>
 void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
@@ -109,12 +109,14 @@ void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
   const auto one = [&](vf v, const auto& read) __attribute__((always_inline)) {
     if (centred) v = (v - mean) - low;
     v = v * inverse;
-    if (kForm == kWeight || kForm == kBoth || (kForm == kGeneral && affine.weight))
+    if (kForm == kWeight || kForm == kBoth || kForm == kSilu ||
+        (kForm == kGeneral && affine.weight))
       v = v * read(affine.weight);
-    if (kForm == kBoth || (kForm == kGeneral && affine.bias)) v = v + read(affine.bias);
+    if (kForm == kBoth || kForm == kSilu || (kForm == kGeneral && affine.bias))
+      v = v + read(affine.bias);
     if (kForm == kGeneral && affine.scale) v = fma(v, read(affine.scale), v);
     if (kForm == kGeneral && affine.shift) v = v + read(affine.shift);
-    if (kForm == kGeneral && a.silu) v = v * sigmoid(v);
+    if (kForm == kSilu || (kForm == kGeneral && a.silu)) v = v / (set1(1.f) + exp(-v));
     return v;
   };
   past = past && streams(y);
@@ -136,6 +138,8 @@ void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
 template <bool kShared, class T>
 HEXAD_INLINE void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
                          const Affine<T>& affine, bool past) {
+  if (affine.weight && affine.bias && a.silu && !affine.scale && !affine.shift)
+    return finish<kShared, kSilu>(a, m, x, y, n, affine, past);
   if (affine.scale || affine.shift || a.silu || (affine.bias && !affine.weight))
     return finish<kShared, kGeneral>(a, m, x, y, n, affine, past);
   if (affine.bias) return finish<kShared, kBoth>(a, m, x, y, n, affine, past);

@@ -25,6 +25,39 @@ HEXAD_INLINE void store_part(bf16* p, vf v, int64_t n) {
   store_first(p, v, n);
 }
 
+// Writes the lanes where `keep` is set one after the other, and anything into the rest of p[0..16);
+// how many they were.
+HEXAD_INLINE int store_kept(float* p, vf v, vi keep) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = _mm512_test_epi32_mask((__m512i)keep, (__m512i)keep);
+  _mm512_storeu_ps(p, _mm512_maskz_compress_ps(mask, (__m512)v));
+  return __builtin_popcount(mask);
+#else
+  float lane[kLanes];
+  int32_t kept[kLanes];
+  store(lane, v), store(kept, keep);
+  int n = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    p[n] = lane[i];
+    n -= kept[i];
+  }
+  return n;
+#endif
+}
+HEXAD_INLINE bool any(vi m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m);
+#elif defined(__AVX2__)
+  const __m256i either = (__m256i)(m.lo | m.hi);
+  return !_mm256_testz_si256(either, either);
+#else
+  int32_t lane[kLanes], all = 0;
+  store(lane, m);
+  for (int32_t l : lane) all |= l;
+  return all;
+#endif
+}
+
 // Stores that go past the cache, for outputs that would not stay in it. p must be aligned to
 // kStreamAlign; each thread calls drain() when it is done.
 constexpr uintptr_t kStreamAlign = 64;

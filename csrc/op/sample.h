@@ -24,7 +24,7 @@ struct SampleArgs {
   PerRow<int64_t> position, top_k;
   PerRow<float> temperature, top_p, min_p;
   int64_t* out;        // a token, or a SampleStatus
-  int32_t* workspace;  // (slots, 2 vocabulary); null: not needed
+  int32_t* workspace;  // (slots, 4 vocabulary); null: not needed
   int64_t slots;
 };
 

@@ -158,8 +158,8 @@ def _native(
         logits = logits.contiguous()
     workspace = None
     if vocabulary > OWN_SCRATCH and (temperature or temperatures is not None):
-        # A row being drawn needs its weights and the indices still in play.
-        workspace = logits.new_empty((min(batch, torch.get_num_threads()), 2 * vocabulary), dtype=torch.int32)
+        # A row being drawn needs its weights, and of the tokens still in play the logits and indices.
+        workspace = logits.new_empty((min(batch, torch.get_num_threads()), 4 * vocabulary), dtype=torch.int32)
     integers = [v if v is None else v.contiguous() for v in (seeds, positions, top_ks)]
     floats = [v if v is None else v.float().contiguous() for v in (temperatures, top_ps, min_ps)]
     native.C.sample(

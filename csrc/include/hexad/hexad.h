@@ -274,7 +274,7 @@ HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out,
  *   seeds (B) int64, may be NULL if every temperature is 0.
  *   positions, top_ks (B) int64 and temperatures, top_ps, min_ps (B) fp32 go before the scalar of
  *   their name unless NULL.
- *   workspace (R, 2 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
+ *   workspace (R, 4 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
  *   0 or V <= 4096. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no
  * tokens. */
 HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
