@@ -1,0 +1,309 @@
+"""hexad as attention of Hugging Face transformers, against the host's own on the same random weights."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+from transformers import AttentionMaskInterface  # noqa: E402
+
+import hexad.integrations.transformers as integration  # noqa: E402
+from hexad.integrations.transformers import NAME, Unsupported  # noqa: E402
+
+VOCABULARY = 99
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GATED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 16, "max_position_embeddings": 128}
+PLAIN = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+
+
+def causal_models():
+    t = transformers
+    yield (
+        "gpt2",
+        t.GPT2LMHeadModel,
+        t.GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=128, **PLAIN),
+    )
+    yield "llama", t.LlamaForCausalLM, t.LlamaConfig(**GATED, **PLAIN)
+    yield "qwen3", t.Qwen3ForCausalLM, t.Qwen3Config(**GATED, **PLAIN)
+    yield "mistral", t.MistralForCausalLM, t.MistralConfig(**GATED, **PLAIN, sliding_window=5)
+    yield (
+        "gemma2",
+        t.Gemma2ForCausalLM,
+        t.Gemma2Config(**GATED, **PLAIN, sliding_window=5, attn_logit_softcapping=2.0, query_pre_attn_scalar=16),
+    )
+
+
+def encoder_decoders():
+    t = transformers
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
+    dims = {"d_model": 64, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96}
+    yield "t5", t.T5ForConditionalGeneration, t.T5Config(
+        vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    yield "bart", t.BartForConditionalGeneration, t.BartConfig(
+        vocab_size=VOCABULARY, **dims, **heads, max_position_embeddings=128, decoder_start_token_id=1,
+        forced_eos_token_id=None, **PLAIN,
+    )  # fmt: skip
+    yield "whisper", t.WhisperForConditionalGeneration, t.WhisperConfig(
+        vocab_size=VOCABULARY, **dims, **heads, num_mel_bins=8, max_source_positions=20, max_target_positions=64,
+        decoder_start_token_id=1, **PLAIN, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+
+
+def build(model_class, config):
+    """A model in float32 whose layers matter: initialised wide enough that a wrong mask shows."""
+    torch.manual_seed(0)
+    model = model_class(copy.deepcopy(config)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.normal_(0, 0.12)
+    return model
+
+
+def inputs_of(name, padded=None):
+    torch.manual_seed(1)
+    ids = torch.randint(2, VOCABULARY, (2, 9))
+    attention_mask = torch.ones_like(ids)
+    if padded == "left":
+        attention_mask[1, :4] = 0
+    elif padded == "right":
+        attention_mask[1, -4:] = 0
+    if name == "whisper":
+        given = {"input_features": torch.randn(2, 8, 40)}
+    else:
+        given = {"input_ids": ids.where(attention_mask.bool(), 0)}
+        if padded:
+            given["attention_mask"] = attention_mask
+    return given
+
+
+def host_for(name):
+    return "eager" if name in ("gemma2", "gpt_oss") else "sdpa"  # sdpa has neither soft-cap nor sinks
+
+
+CAUSAL = {name: (kind, config) for name, kind, config in causal_models()}
+PAIRED = {name: (kind, config) for name, kind, config in encoder_decoders()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    integration.register()
+    torch.set_grad_enabled(False)
+    yield
+    torch.set_grad_enabled(True)
+
+
+def both(model, name, call):
+    results = []
+    for implementation in (host_for(name), NAME):
+        model.set_attn_implementation(implementation)
+        assert model.config._attn_implementation == implementation
+        results.append(call(model))
+    return results
+
+
+@pytest.mark.parametrize("padded", [None, "left", "right"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_logits(name, padded):
+    model = build(*CAUSAL[name])
+    given = inputs_of(name, padded)
+    host, ours = both(model, name, lambda m: m(**given, use_cache=False).logits)
+    seen = given.get("attention_mask", torch.ones(2, 9)).bool()
+    torch.testing.assert_close(ours[seen], host[seen], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [None, "right"])
+@pytest.mark.parametrize("name", PAIRED)
+def test_encoder_decoder_logits(name, padded):
+    if name == "whisper" and padded:
+        pytest.skip("Whisper's encoder takes no padding mask")
+    model = build(*PAIRED[name])
+    given = {**inputs_of(name, padded), "decoder_input_ids": torch.randint(2, VOCABULARY, (2, 6))}
+    host, ours = both(model, name, lambda m: m(**given, use_cache=False).logits)
+    torch.testing.assert_close(ours, host, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [None, "left", "right"])
+def test_bert_logits(padded):
+    config = transformers.BertConfig(**SIZES, intermediate_size=96)
+    model = build(transformers.BertForMaskedLM, config)
+    given = inputs_of("bert", padded)
+    host, ours = both(model, "bert", lambda m: m(**given).logits)
+    seen = given.get("attention_mask", torch.ones(2, 9)).bool()
+    torch.testing.assert_close(ours[seen], host[seen], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", [*CAUSAL, *PAIRED])
+def test_generate(name, cache, search):
+    model = build(*(CAUSAL | PAIRED)[name])
+    given = inputs_of(name, "left" if name in CAUSAL else "right")
+    options = {"max_new_tokens": 10, "do_sample": False, "cache_implementation": cache, **search}
+    host, ours = both(model, name, lambda m: m.generate(**given, **options))
+    assert ours.tolist() == host.tolist()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_generate_without_padding(name):
+    model = build(*CAUSAL[name])
+    given = inputs_of(name)
+    for cache in ("dynamic", "static"):
+        options = {"max_new_tokens": 10, "do_sample": False, "cache_implementation": cache}
+        host, ours = both(model, name, lambda m: m.generate(**given, **options))  # noqa: B023
+        assert ours.tolist() == host.tolist()
+
+
+def test_own_four_dimensional_mask():
+    model = build(*CAUSAL["llama"])
+    ids = inputs_of("llama")["input_ids"]
+    seen = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(2)) < 0.5
+    seen |= torch.eye(9, dtype=torch.bool)
+    for given in (seen, torch.where(seen, 0.0, torch.finfo(torch.float32).min)):
+        host, ours = both(model, "llama", lambda m: m(ids, attention_mask=given, use_cache=False).logits)  # noqa: B023
+        torch.testing.assert_close(ours, host, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_positions_are_masked():
+    model = build(*CAUSAL["llama"])
+    given = {
+        "input_ids": inputs_of("llama")["input_ids"][:1],
+        "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]),
+    }
+    host, ours = both(model, "llama", lambda m: m(**given, use_cache=False).logits)
+    torch.testing.assert_close(ours, host, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *PAIRED])
+def test_compile_fullgraph(name):
+    model = build(*(CAUSAL | PAIRED)[name])
+    given = inputs_of(name, "left" if name in CAUSAL else None)
+    if name in PAIRED:
+        given["decoder_input_ids"] = torch.randint(2, VOCABULARY, (2, 6))
+    model.set_attn_implementation(NAME)
+    eager = model(**given, use_cache=False).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    logits = compiled(**given, use_cache=False).logits
+    seen = given.get("attention_mask", torch.ones(eager.shape[:2])).bool()
+    torch.testing.assert_close(logits[seen], eager[seen], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_compiled_decoding_over_a_static_cache(name):
+    model = build(*CAUSAL[name])
+    given = inputs_of(name, "left")
+    options = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+    model.set_attn_implementation(host_for(name))
+    host = model.generate(**given, **options)
+    model.set_attn_implementation(NAME)
+    torch._dynamo.reset()
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    assert model.generate(**given, **options).tolist() == host.tolist()
+
+
+def test_bfloat16():
+    model = build(*CAUSAL["llama"]).bfloat16()
+    given = inputs_of("llama", "left")
+    host, ours = both(model, "llama", lambda m: m(**given, use_cache=False).logits)
+    seen = given["attention_mask"].bool()
+    torch.testing.assert_close(ours[seen], host[seen], rtol=0.05, atol=0.15)
+
+
+def test_gradients():
+    model = build(*CAUSAL["llama"])
+    ids = inputs_of("llama")["input_ids"]
+
+    def gradient(m):
+        m.zero_grad()
+        with torch.enable_grad():
+            m(ids, labels=ids, use_cache=False).loss.backward()
+        return m.model.layers[0].self_attn.k_proj.weight.grad.clone()
+
+    host, ours = both(model, "llama", gradient)
+    torch.testing.assert_close(ours, host, rtol=1e-3, atol=1e-5)
+
+
+# What is refused
+
+
+def test_removed_mask_function_is_an_error():
+    model = build(*CAUSAL["llama"])
+    model.set_attn_implementation(NAME)
+    removed = AttentionMaskInterface._global_mapping.pop(NAME)
+    try:
+        with pytest.raises(RuntimeError, match="mask function of 'hexad' is not registered"):
+            model(**inputs_of("llama", "left"))
+        AttentionMaskInterface.register(NAME, transformers.masking_utils.flash_attention_mask)
+        with pytest.raises(RuntimeError, match="not registered"):
+            model(**inputs_of("llama", "left"))
+    finally:
+        AttentionMaskInterface.register(NAME, removed)
+    model(**inputs_of("llama", "left"))
+
+
+def gpt_oss():
+    t = transformers
+    config = t.GptOssConfig(
+        **GATED, **PLAIN, num_local_experts=2, num_experts_per_tok=1, sliding_window=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    return build(t.GptOssForCausalLM, config)
+
+
+def test_sinks_of_gpt_oss():
+    model = gpt_oss()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.normal_()
+    given = inputs_of("gpt_oss", "left")
+    if not integration._SINKS:
+        model.set_attn_implementation(NAME)
+        with pytest.raises(Unsupported, match="sinks"):
+            model(**given)
+        return
+    host, ours = both(model, "gpt_oss", lambda m: m(**given, use_cache=False).logits)
+    seen = given["attention_mask"].bool()
+    torch.testing.assert_close(ours[seen], host[seen], rtol=1e-4, atol=1e-4)
+
+
+def test_training_dropout_is_refused():
+    model = build(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=99))
+    model.set_attn_implementation(NAME)
+    with pytest.raises(Unsupported, match="dropout"):
+        model.train()(**inputs_of("gpt2"))
+
+
+def test_attention_weights_are_refused():
+    for name, (kind, config) in (CAUSAL | PAIRED).items():
+        model = build(kind, config)
+        model.set_attn_implementation(NAME)
+        given = inputs_of(name)
+        if name in PAIRED:
+            given["decoder_input_ids"] = torch.randint(2, VOCABULARY, (2, 6))
+        with pytest.raises(ValueError, match="output_attentions"):
+            model(**given, output_attentions=True)
+
+
+def test_continuous_batching_is_refused():
+    model = build(*CAUSAL["llama"])
+    model.set_attn_implementation(NAME)
+    with pytest.raises(ValueError, match="hexad is not supported for continuous batching"):
+        model.generate_batch(inputs=[[5, 6, 7]], generation_config=transformers.GenerationConfig(max_new_tokens=2))
+
+
+def test_version_outside_the_range_warns_once(monkeypatch):
+    from hexad.integrations import versions
+
+    monkeypatch.setattr(versions, "version", lambda package: "6.1.0")
+    versions.warn_if_untested.cache_clear()
+    with pytest.warns(UserWarning, match=r"transformers 6\.1\.0 is outside the tested range 5\."):
+        integration.register()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        integration.register()
+    versions.warn_if_untested.cache_clear()
