@@ -45,6 +45,13 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask)
 
 
+def refusal(model: torch.nn.Module) -> str | None:
+    """Why `model` can't have this attention, as far as its modules tell; None if nothing speaks against it."""
+    if not _SINKS and any(isinstance(getattr(m, "sinks", None), Tensor) for m in model.modules()):
+        return "attention sinks are not supported by this version of hexad"
+    return None
+
+
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """(B, 1, Sq, Skv) bool, True = attend; None where causality or nothing at all says it, as for the host's sdpa."""
     return sdpa_mask(*args, **kwargs)
