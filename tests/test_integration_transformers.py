@@ -1,6 +1,9 @@
 """hexad as attention of Hugging Face transformers, against the host's own on the same random weights."""
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,3 +225,19 @@ def test_version_outside_the_range_warns_once(monkeypatch):
         warnings.simplefilter("error")
         integration.register()
     versions.warn_if_untested.cache_clear()
+
+
+def test_page_and_example_are_one_and_run(capsys):
+    root = Path(__file__).parent.parent
+    example = (root / "examples/transformers_generate.py").read_text()
+    assert f"```python\n{example}```" in (root / "docs/transformers.md").read_text()
+    with torch.no_grad():
+        exec(compile(example, "transformers_generate.py", "exec"), {"__name__": "example"})
+    printed = capsys.readouterr().out
+    assert printed.count("same tokens: True") == 3 and "feed-forward, gelu_tanh" in printed
+
+
+def test_importing_hexad_imports_no_host():
+    code = "import sys, hexad, hexad_kernels; print([m for m in ('transformers', 'kernels') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
