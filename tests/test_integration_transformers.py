@@ -214,6 +214,22 @@ def test_continuous_batching_is_refused():
         model.generate_batch(inputs=[[5, 6, 7]], generation_config=transformers.GenerationConfig(max_new_tokens=2))
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"dropout": 0.1}, "dropout"),
+        ({"cache": object()}, "continuous batching"),
+        ({"cu_seq_lens_q": torch.tensor([0, 3])}, "packed sequences"),
+        ({"indices": torch.zeros(1, 3, 2)}, "indices"),
+        ({"attention_mask": torch.ones(1, 3)}, "got 2 dimensions"),
+    ],
+)
+def test_refusals_name_the_reason(asked, reason):
+    q = torch.randn(1, 2, 3, 8)
+    with pytest.raises(Unsupported, match=reason):
+        integration.attend(torch.nn.Module(), q, q, q, **{"attention_mask": None, **asked})
+
+
 def test_version_outside_the_range_warns_once(monkeypatch):
     from hexad.integrations import versions
 

@@ -27,7 +27,7 @@ import hexad_kernels as hk
 from hexad.integrations.versions import warn_if_untested
 
 NAME = "hexad"
-TESTED = ("5.22", "5.22")
+TESTED = ("5.22", "5.23")
 _SINKS = "sinks" in inspect.signature(hk.attention).parameters
 
 
