@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 import hexad  # noqa: E402
 import hexad_kernels as hk  # noqa: E402
-from hexad.integrations import layers  # noqa: E402
+from hexad.integrations import layers, matching  # noqa: E402
 from tests.host_models import CAUSAL, PAIRED, SIZES, VOCABULARY, build, gpt_oss, host_for, inputs_of  # noqa: E402
 
 BERT = (transformers.BertForMaskedLM, transformers.BertConfig(**SIZES, intermediate_size=96))
@@ -87,8 +87,8 @@ def test_what_a_norm_computes_decides():
     assert report.left == {"0": "Strange: nothing here computes it"} and report.replaced == {"1": "linear"}
     llama, _ = prepared("llama")
     gemma, _ = prepared("gemma2")
-    assert layers.match_norm(llama.model.norm).what == "rms norm"
-    assert layers.match_norm(gemma.model.norm).what == "rms norm of 1 + weight"
+    assert matching.match_norm(llama.model.norm).what == "rms norm"
+    assert matching.match_norm(gemma.model.norm).what == "rms norm of 1 + weight"
 
 
 def test_values_loaded_later_are_used():

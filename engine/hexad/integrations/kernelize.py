@@ -22,7 +22,7 @@ from kernels import kernelize as kernels_kernelize  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import hexad_kernels as hk
-from hexad.integrations import layers
+from hexad.integrations import layers, matching
 from hexad.integrations.versions import warn_if_untested
 
 TESTED = ("0.17", "0.17")
@@ -131,7 +131,7 @@ def _name_gated_blocks(model: nn.Module) -> list[Any]:
         linears = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
         if hasattr(kind, "kernel_layer_name") or not all(type(part) is nn.Linear for part in linears):
             continue
-        name = GATED.get(layers.match_activation(module) or "")
+        name = GATED.get(matching.match_activation(module) or "")
         if name:
             replace_kernel_forward_from_hub(kind, name)
             named.append(kind)
@@ -141,11 +141,11 @@ def _name_gated_blocks(model: nn.Module) -> list[Any]:
 def _probes(module: Any, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
     """Inputs on which the host's forward and ours are to agree."""
     if "weight" in module._parameters:
-        return [(layers.probe(module.weight.shape[0], dtype),)]
+        return [(matching.probe(module.weight.shape[0], dtype),)]
     if hasattr(module, "gate_proj"):
-        return [(layers.probe(module.gate_proj.in_features, dtype),)]
-    q, k = layers.probe(64, dtype).reshape(2, 2, 3, 16), layers.probe(32, dtype).reshape(2, 1, 3, 16)
-    cos, sin = (torch.cat([t, t], -1) for t in layers.probe(32, dtype).reshape(2, 2, 3, 8))
+        return [(matching.probe(module.gate_proj.in_features, dtype),)]
+    q, k = matching.probe(64, dtype).reshape(2, 2, 3, 16), matching.probe(32, dtype).reshape(2, 1, 3, 16)
+    cos, sin = (torch.cat([t, t], -1) for t in matching.probe(32, dtype).reshape(2, 2, 3, 8))
     return [(q, k, cos, sin), (q, k, cos[:1], sin[:1])]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from hexad.integrations import layers
+from hexad.integrations import layers, matching
 from hexad.integrations.layers import State
 
 
@@ -123,7 +123,7 @@ def optimize(
 ) -> Optimized:
     """Let hexad compute a model's layers from now on, in place, for inference on the CPU.
 
-    model      any torch module in float32 or bfloat16; layers are known by what they compute (layers.py)
+    model      any torch module in float32 or bfloat16; layers are known by what they compute (matching.py)
     weights    None: the fastest exact form; "dense": parameters as they are; "packed": the same numbers rearranged,
                beside the parameters; "int8", "int4": rounded, beside the parameters
     attention  also choose hexad's attention in a transformers model
@@ -162,7 +162,7 @@ def _replace(model: nn.Module, form: str, keep: Sequence[str], report: Optimized
             state = State("linear", layers.linear)
             linears[id(module)] = module
         else:
-            state = layers.match_norm(module)
+            state = matching.match_norm(module)
             if state is None:
                 report.left[name] = f"{type(module).__name__}: nothing here computes it"
         if state is not None:
@@ -176,10 +176,10 @@ def _replace(model: nn.Module, form: str, keep: Sequence[str], report: Optimized
     for name, whole in model.named_modules():
         if _covered(name, keep) or "forward" in vars(whole):
             continue
-        state = layers.match_fused(whole, usable)
+        state = matching.match_fused(whole, usable)
         if state is None:
             continue
-        if layers.gate_as_one(whole, state, form):
+        if matching.gate_as_one(whole, state, form):
             covered |= {id(getattr(whole, part)) for part in state.names[:2]}
         _install(whole, state, report)
         report.replaced[name] = state.what
