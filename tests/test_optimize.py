@@ -1,0 +1,193 @@
+"""hexad.optimize on models of transformers: same numbers, a full account, and a way back."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+import hexad  # noqa: E402
+import hexad_kernels as hk  # noqa: E402
+from hexad.integrations import layers, matching  # noqa: E402
+from tests.host_models import CAUSAL, PAIRED, SIZES, VOCABULARY, build, gpt_oss, host_for, inputs_of  # noqa: E402
+
+BERT = (transformers.BertForMaskedLM, transformers.BertConfig(**SIZES, intermediate_size=96))
+MODELS = {**CAUSAL, **PAIRED, "bert": BERT}
+WEIGHTS = ["dense"] + (["packed"] if hasattr(hk, "pack") else [])
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def prepared(name):
+    model = build(*MODELS[name])
+    model.set_attn_implementation(host_for(name))
+    given = inputs_of(name)
+    if name in PAIRED:
+        given["decoder_input_ids"] = torch.randint(2, VOCABULARY, (2, 6))
+    return model, given
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_same_logits_and_back(name, weights):
+    model, given = prepared(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    host = model(**given).logits
+    report = hexad.optimize(model, weights=weights)
+    torch.testing.assert_close(model(**given).logits, host, rtol=1e-4, atol=1e-4)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    report.undo()
+    assert torch.equal(model(**given).logits, host)
+    assert model.config._attn_implementation == host_for(name)
+    assert all(not {"forward", "_hexad"} & vars(m).keys() for m in model.modules())
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "t5"])
+def test_generates_the_same_tokens(name):
+    model, _ = prepared(name)
+    given = inputs_of(name, "left" if name in CAUSAL else "right")
+    host = model.generate(**given, max_new_tokens=10, do_sample=False)
+    hexad.optimize(model)
+    assert model.generate(**given, max_new_tokens=10, do_sample=False).tolist() == host.tolist()
+
+
+def test_account_names_every_module_with_parameters():
+    model, _ = prepared("gpt2")
+    report = hexad.optimize(model, keep=["transformer.h.1.attn"])
+    assert report.replaced["transformer.h.0.mlp"] == "feed-forward, gelu_tanh"
+    assert report.replaced["transformer.ln_f"] == "layer norm"
+    assert report.replaced["attention"] == "attention"
+    assert report.left["transformer.h.1.attn.c_attn"] == "asked to be kept"
+    assert "Embedding" in report.left["transformer.wte"]
+    owners = {name for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())}
+    assert owners <= report.replaced.keys() | report.left.keys()
+    assert "5 x layer norm" in str(report) and "asked to be kept" in str(report)
+
+
+def test_what_a_norm_computes_decides():
+    class Strange(torch.nn.Module):  # looks like an RMS norm
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(16))
+            self.variance_epsilon = 1e-6
+
+        def forward(self, x):
+            return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    model = torch.nn.Sequential(Strange(), torch.nn.Linear(16, 8))
+    report = hexad.optimize(model)
+    assert report.left == {"0": "Strange: nothing here computes it"} and report.replaced == {"1": "linear"}
+    llama, _ = prepared("llama")
+    gemma, _ = prepared("gemma2")
+    assert matching.match_norm(llama.model.norm).what == "rms norm"
+    assert matching.match_norm(gemma.model.norm).what == "rms norm of 1 + weight"
+
+
+def test_values_loaded_later_are_used():
+    model, given = prepared("gpt2")
+    other = build(*MODELS["gpt2"])
+    for p in other.parameters():
+        p.mul_(1.25)
+    hexad.optimize(model)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model(**given).logits, other(**given).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_stand_on_their_own(tmp_path):
+    model, given = prepared("gpt2")
+    host = model(**given).logits
+    hexad.optimize(model)
+    copied = copy.deepcopy(model)
+    for p in model.parameters():
+        p.zero_()
+    torch.testing.assert_close(copied(**given).logits, host, rtol=1e-4, atol=1e-4)
+    copied.save_pretrained(tmp_path)
+    saved = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(saved(**given).logits, host, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_compile_fullgraph(name, weights):
+    model, given = prepared(name)
+    host = model(**given).logits
+    hexad.optimize(model, weights=weights)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**given).logits, host, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16():
+    for name in ("llama", "gemma2", "bert"):
+        model, given = prepared(name)
+        exact = model(**given).logits
+        model = model.bfloat16()
+        off = (model(**given).logits.float() - exact).abs().mean()
+        report = hexad.optimize(model)
+        assert (model(**given).logits.float() - exact).abs().mean() <= 1.2 * off
+        assert any("norm" in what for what in report.replaced.values())
+
+
+def test_training_and_autocast_are_the_hosts():
+    model, given = prepared("gpt2")
+    given = {**given, "labels": given["input_ids"]}
+    with torch.autocast("cpu", torch.bfloat16):
+        host = model(**given).logits
+    hexad.optimize(model, attention=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(**given).logits, host)
+    layers._warn_of_gradients.cache_clear()
+    with torch.enable_grad(), pytest.warns(UserWarning, match="gradients are recorded"):
+        model(**given).loss.backward()
+    assert model.transformer.h[0].mlp.c_fc.weight.grad.abs().sum() > 0
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**given)
+
+
+def test_refusals_leave_the_model_as_it_was():
+    model, _ = prepared("gpt2")
+    with pytest.raises(ValueError, match="weights: got 'int3'"):
+        hexad.optimize(model, weights="int3")
+    if not hasattr(hk, "quantize"):
+        with pytest.raises(NotImplementedError, match=r"weights: 'int8' needs hexad_kernels\.quantize"):
+            hexad.optimize(model, weights="int8")
+    with pytest.raises(ValueError, match="wants every parameter on the CPU"):
+        hexad.optimize(torch.nn.Linear(4, 4, device="meta"))
+    assert not any("forward" in vars(m) for m in model.modules())
+    hexad.optimize(model)
+    with pytest.raises(ValueError, match="optimized already"):
+        hexad.optimize(model)
+
+
+def test_attention_that_cannot_be_served_is_left():
+    from hexad.integrations import transformers as integration
+
+    model = gpt_oss()
+    report = hexad.optimize(model)
+    assert ("attention" in report.replaced) == integration._SINKS
+    assert ("attention" in report.left) != integration._SINKS
+    if not integration._SINKS:
+        assert "sinks" in report.left["attention"] and model.config._attn_implementation == "eager"
+    model(**inputs_of("gpt_oss"))
+
+
+@pytest.mark.skipif(not hasattr(hk, "quantize"), reason="this version has no quantised weights")
+@pytest.mark.parametrize(("weights", "off"), [("int8", 0.05), ("int4", 0.5)])
+def test_quantised_weights(weights, off):
+    for name in ("gpt2", "llama", "bert"):
+        model, given = prepared(name)
+        host = model(**given).logits
+        report = hexad.optimize(model, weights=weights)
+        error = (model(**given).logits - host).norm() / host.norm()
+        assert 0 < error < off, (name, error)
+        report.undo()
+        assert torch.equal(model(**given).logits, host)
