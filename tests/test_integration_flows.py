@@ -29,6 +29,7 @@ def randomise(model, size=0.2):
 
 def close(got, want, dtype):
     bound = TOLERANCE[dtype]
+    want = torch.as_tensor(want, dtype=dtype).expand_as(got)  # FrEIA: a volume-preserving block's Jacobian is 0.0
     # Relative to the size of a log-probability over many dimensions.
     torch.testing.assert_close(got, want, rtol=bound, atol=bound * max(1.0, want.abs().max().item()))
 
@@ -421,5 +422,5 @@ class TestFreia:
             convert(model)
         model = SequenceINN(4)
         model.append(fm.ActNorm)
-        with pytest.raises(ValueError, match="module_list.0: an ActNorm"):
+        with pytest.raises(ValueError, match=r"module_list\.0: an ActNorm"):
             convert(model)

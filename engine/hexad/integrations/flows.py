@@ -51,7 +51,10 @@ def probe(layer: Callable[[Tensor], tuple[Tensor, Any]], channels: int, space: i
 
 
 class Affine(nn.Module):
-    """A `Map` and its inverse (or what a host takes for it, `back`), as `hexad_kernels.invconv`, `linear` for vectors, or a scale where nothing mixes."""
+    """A `Map` and its inverse, or what a host takes for its inverse (`back`).
+
+    They run as `hexad_kernels.invconv`, as `linear` for vectors, and as a scale where nothing mixes.
+    """
 
     there_weight: Tensor
     there_bias: Tensor

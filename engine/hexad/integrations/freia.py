@@ -8,6 +8,7 @@ AllInOneBlock scales its conditioner's output by 0.1 first, and takes the transp
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,8 @@ def convert(model: nn.Module) -> Any:
 
     The copy has the host's class and methods; its weights are folded, so convert again after training, and its
     state_dict is its own. Converted: NICE-, RNVP-, GLOW- and GINCouplingBlock, AffineCouplingOneSided, AllInOneBlock
-    (without gin_block), ActNorm, Fixed1x1Conv, FixedLinearTransform. Kept: PermuteRandom, Split, Concat, Flatten, Reshape
-    and the IRevNet and Haar down- and upsamplings.
+    (without gin_block), ActNorm, Fixed1x1Conv, FixedLinearTransform. Kept: PermuteRandom, Split, Concat, Flatten,
+    Reshape and the IRevNet and Haar down- and upsamplings.
 
     Raises UnknownLayer (a TypeError) that names the first other module, and ValueError for an ActNorm that has not
     seen its first batch.
@@ -77,23 +78,21 @@ def _probed(run: Callable[[Tensor], tuple[Any, Any]], shape: tuple[int, ...]) ->
 
 
 class Fixed(nn.Module):
-    """An affine module without parameters to learn from its input."""
+    """An affine module."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        exact, shape = copy.deepcopy(module).double(), module.dims_in
-        shape = shape[0] if isinstance(shape[0], (tuple, list)) else shape
-        pixels = 1
-        for side in shape[1:]:
-            pixels *= side
+        exact = copy.deepcopy(module).double()
+        actnorm = hasattr(module, "init_on_next_batch")
+        shape = tuple(module.dims_in if actnorm else module.dims_in[0])
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             (y,), jac = exact([x])
             return y, jac
 
         there = _probed(run, shape)
-        if hasattr(module, "init_on_next_batch"):  # it counts the pixels it was built for, not those it is given
-            there.log_det /= pixels
+        if actnorm:  # it counts the pixels that it was built for, not those that it is given
+            there.log_det /= math.prod(shape[1:])
         self.affine = Affine(there, dtype)
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[Any, Tensor]:
@@ -132,7 +131,7 @@ class TwoSided(nn.Module):
         self.first, self.second = _part(block, second=False), _part(block, second=True)
         self.kind = type(block).__name__
 
-    def _parameters(self, second: bool, passive: Tensor, count: int) -> tuple[Tensor, Tensor | None, str]:
+    def shift_and_scale(self, second: bool, passive: Tensor, count: int) -> tuple[Tensor, Tensor | None, str]:
         block = self.block
         if self.kind == "NICECouplingBlock":
             return (block.G if second else block.F)(passive), None, "exp"
@@ -152,7 +151,7 @@ class TwoSided(nn.Module):
         for second in (rev, not rev):
             parts = self.second if second else self.first
             ordered, passive = parts.split(y)
-            shift, log_scale, scale_map = self._parameters(second, _with(passive, c), parts.count)
+            shift, log_scale, scale_map = self.shift_and_scale(second, _with(passive, c), parts.count)
             y, log_det = parts.couple(ordered, shift, log_scale, rev, scale_map, self.block.clamp or 1.0)
             total = total + log_det
         return (y,), total * 0 if self.kind == "GINCouplingBlock" else total

@@ -41,7 +41,7 @@ def convert(model: nn.Module) -> Any:
         if isinstance(layer, nf.flows.ActNorm) and not layer.data_dep_init_done:
             raise ValueError(f"{place}: an ActNorm that has not seen its first batch; run one through the model first")
     dtype = dtype_of(model)
-    out = copy.deepcopy(model).eval().requires_grad_(False)
+    out: Any = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(out, nf.MultiscaleFlow):
         levels = (_layers(level, f"flows.{i}", dtype) for i, level in enumerate(out.flows))
         out.flows = nn.ModuleList(levels)
