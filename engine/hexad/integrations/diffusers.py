@@ -1,0 +1,149 @@
+"""diffusers with hexad's kernels.
+
+    hexad.integrations.diffusers.register()         then model.set_attention_backend("hexad")
+    pipe = hexad.accelerate(pipe)                   attention and scheduler of a whole pipeline
+
+`report(pipe)` lists what `accelerate` replaced and what it left, with the reason; `restore(pipe)` undoes it. Weights,
+configuration and `state_dict` stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hexad.integrations import diffusers_attention as attention
+from hexad.integrations import diffusers_schedulers as schedulers
+from hexad.integrations.host import check_version
+
+LOWEST, BELOW = "0.42", "0.43"
+_KEY = "_hexad_report"
+Host = TypeVar("Host")
+
+
+@dataclass
+class Report:
+    """What `accelerate` did, by the module's place in the pipeline.
+
+    replaced  place -> what serves it now
+    left      place -> why the host's own code stays
+    """
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    before: list[tuple[Any, str, bool, Any]] = field(default_factory=list, repr=False)
+
+    def put(self, place: str, owner: Any, attribute: str, value: object, what: str) -> None:
+        """Set an attribute of one object and remember what it held. A copy of the pipeline copies this too."""
+        own = vars(owner)
+        self.before.append((owner, attribute, attribute in own, own.get(attribute)))
+        setattr(owner, attribute, value)
+        self.replaced[place] = what
+
+    def __str__(self) -> str:
+        lines = [f"replaced {where}: {what}" for where, what in self.replaced.items()]
+        return "\n".join(lines + [f"left {where}: {why}" for where, why in self.left.items()])
+
+
+def register() -> None:
+    """Make "hexad" a name for `model.set_attention_backend(...)` and `attention_backend(...)`. Idempotent.
+
+    The backend serves float32 and bfloat16 (float16 and float64 through the reference), masks, causality, grouped
+    heads. It raises ValueError for dropout and for context parallelism.
+    """
+    check_version("diffusers", LOWEST, BELOW)
+    attention.register()
+
+
+def accelerate(pipe: Host) -> Host:
+    """Put hexad's attention and scheduler steps into a pipeline, model or scheduler, in place; returns it.
+
+    Again: what has been replaced stays, what is new is replaced too (after `pipe.scheduler = ...`).
+    Raises TypeError for an object that is none of the three.
+    """
+    register()
+    parts = dict(_parts(pipe))
+    found = vars(pipe).setdefault(_KEY, Report())
+    found.left.clear()
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            _accelerate_model(name, part, found)
+        else:
+            _accelerate_scheduler(name, part, found)
+    return pipe
+
+
+def report(pipe: object) -> Report:
+    """What `accelerate(pipe)` replaced and left; empty when it was not called."""
+    return vars(pipe).get(_KEY, Report())
+
+
+def restore(pipe: Host) -> Host:
+    """Undo `accelerate(pipe)`; returns it."""
+    for owner, attribute, present, value in reversed(vars(pipe).pop(_KEY, Report()).before):
+        if present:
+            setattr(owner, attribute, value)
+        else:
+            vars(owner).pop(attribute, None)
+    return pipe
+
+
+def _parts(pipe: Any) -> Iterator[tuple[str, Any]]:
+    """The named models and schedulers of a pipeline; a model or scheduler alone."""
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+    if isinstance(pipe, (nn.Module, SchedulerMixin)):
+        yield type(pipe).__name__, pipe
+    elif isinstance(pipe, DiffusionPipeline):
+        for name, part in vars(pipe).items():
+            if isinstance(part, (nn.Module, SchedulerMixin)):
+                yield name, part
+    else:
+        raise TypeError(f"pipe: got {type(pipe).__name__}, wants a diffusers pipeline, model or scheduler")
+
+
+def _accelerate_model(name: str, model: nn.Module, found: Report) -> None:
+    from diffusers import ModelMixin
+    from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention
+
+    if not isinstance(model, ModelMixin):
+        found.left[name] = f"{type(model).__name__} is not a model of diffusers"
+        return
+    for place, module in model.named_modules():
+        if isinstance(module, (Attention, AttentionModuleMixin)):
+            _accelerate_attention(f"{name}.{place}", module, found)
+        elif hasattr(module, "processor") and hasattr(module, "set_processor"):
+            found.left[f"{name}.{place}"] = f"hexad does not know {type(module).__name__}"
+
+
+def _accelerate_attention(place: str, module: Any, found: Report) -> None:
+    processor = module.processor
+    kind = type(processor).__name__
+    if type(processor).__module__ == attention.__name__:
+        return
+    if hasattr(processor, "_attention_backend"):
+        ours = attention.register()
+        if getattr(processor, "_parallel_config", None) is not None:
+            found.left[place] = "context parallelism"
+        elif processor._attention_backend is not ours:
+            found.put(place, processor, "_attention_backend", ours, f"{kind} through the backend hexad")
+    elif kind in attention.PROCESSORS and type(processor).__module__ == "diffusers.models.attention_processor":
+        ours = attention.PROCESSORS[kind]
+        found.put(place, module, "processor", ours(), f"{kind} by {ours.__name__}")
+    else:
+        found.left[place] = f"hexad has no processor in place of {kind}"
+
+
+def _accelerate_scheduler(name: str, scheduler: Any, found: Report) -> None:
+    reason = schedulers.refusal(scheduler)
+    if reason is not None:
+        found.left[name] = reason
+    elif "step" not in vars(scheduler):
+        # On the instance: pipelines rebuild a scheduler of another class from its configuration, and save its class.
+        ours = MethodType(schedulers.STEPS[type(scheduler).__name__], scheduler)
+        found.put(name, scheduler, "step", ours, f"{type(scheduler).__name__}.step by hexad_kernels.step")

@@ -1,0 +1,24 @@
+"""The pages of the integrations: their first example is the file under examples/, and it runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"diffusers": ("diffusers", "diffusers_pipeline"), "flows": ("normflows", "normflows_glow")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_example_runs_as_written(page):
+    host, name = PAGES[page]
+    pytest.importorskip(host, reason=f"needs {host}: pip install hexad[{page}]")
+    path = ROOT / f"examples/{name}.py"
+    written = re.search(r"```python\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.S)
+    assert written and written.group(1) == path.read_text()
+    run = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (difference,) = re.findall(r"largest difference.*: (\S+)", run.stdout)
+    assert float(difference) < 1e-3
