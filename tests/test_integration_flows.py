@@ -338,7 +338,7 @@ class TestFreia:
         return ours
 
     @dtypes
-    @pytest.mark.parametrize("clamp", ["TANH", "ATAN", "SIGMOID", torch.sin], ids=str)
+    @pytest.mark.parametrize("clamp", ["TANH", "ATAN", "SIGMOID", pytest.param(torch.sin, id="callable")], ids=str)
     @pytest.mark.parametrize("kind", ["RNVP", "GLOW", "GIN", "NICE", "OneSided"])
     @pytest.mark.parametrize("channels", [4, 5])
     def test_couplings(self, fm, kind, clamp, channels, dtype):
