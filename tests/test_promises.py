@@ -37,6 +37,8 @@ def served_by_the_backend(request, backend_name):
             pytest.skip(f"{name} has no Triton kernel")
         if not OPS[name].cuda and backend_name.startswith("cuda"):
             pytest.skip(f"{name} has no CUDA kernel")
+        if case.cpu_only:
+            pytest.skip("only the CPU's kernel serves this case")
         if slow(backend_name, case, request.node.originalname):
             pytest.skip(f"too slow for {backend_name}")
     with hexad_kernels.backend(backend_name):
