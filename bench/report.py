@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from bench.targets import TARGETS
+
 
 def cell(value: float | None, form: str = "{:.2f}") -> str:
     return "-" if value is None or math.isnan(value) else form.format(value)
@@ -38,6 +40,19 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def verdicts(rows: list[dict[str, Any]]) -> Table:
+    """Each target beside the worst of its cases in this run."""
+    shown = Table(title="targets; the worst case counts")
+    for heading in ("work", "figure", "target", "this run", ""):
+        shown.add_column(heading)
+    for t in TARGETS:
+        value = t.worst(rows)
+        if value is not None:
+            bound = f"{'<=' if t.upper else '>='} {t.show(t.bound)}"
+            shown.add_row(t.work, t.figure, bound, t.show(value), "met" if t.met(value) else "missed")
+    return shown
+
+
 def plot(rows: list[dict[str, Any]], roofs: dict[str, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 6))
     intensity = [2.0**e for e in range(-6, 13)]
@@ -45,7 +60,9 @@ def plot(rows: list[dict[str, Any]], roofs: dict[str, float], path: Path) -> Non
         if peak:
             axes.plot(intensity, [min(peak, roofs["copy"] * i) for i in intensity], label=f"{name} {peak:.0f} GFLOP/s")
     for op in sorted({r["op"] for r in rows}):
-        points = [(r["intensity"], r["gflops"]) for r in rows if r["op"] == op and r.get("gflops")]
+        points = [
+            (r["intensity"], r["gflops"]) for r in rows if r["op"] == op and r.get("gflops") and r.get("intensity")
+        ]
         if points:
             axes.scatter(*zip(*points), s=24, label=op)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte (algorithmic)", ylabel="GFLOP/s")
@@ -59,6 +76,8 @@ def main(path: str) -> None:
     found = [b["extra_info"] for b in json.loads(Path(path).read_text())["benchmarks"]]
     console = Console(width=120)
     console.print(table(found))
+    if not any("vs_peer" in r for r in found):
+        console.print(verdicts(found))
     measured = [r for r in found if "roofs" in r]
     if measured:
         roofs = measured[0]["roofs"]

@@ -49,3 +49,44 @@ class Target:
         if self.figure == "roof":
             return f"{100 * value:.0f} %"
         return f"{1e6 * value:.1f} us" if self.figure == "seconds" else f"{value:.2f} x"
+
+
+F, H = "float32", "bfloat16"
+TARGETS = [
+    Target(
+        "attention, float32, heads of 64 and 128",
+        "attention",
+        "gpt_prefill full_128 llama_*",
+        F,
+        "roof",
+        0.70,
+    ),
+    Target("attention, float32, full", "attention", "full_128", F, "vs_eager", 2.5),
+    Target("attention, float32, causal", "attention", "gpt_prefill llama_prefill", F, "vs_eager", 3.2),
+    Target("attention, float32, other heads and short", "attention", "dit short", F, "vs_eager", 2.2),
+    Target("attention, bfloat16", "attention", "gpt_prefill full_128 llama_*", H, "roof", 0.55),
+    Target("attention, bfloat16, full", "attention", "full_128", H, "vs_eager", 3.5),
+    Target("attention, bfloat16, causal", "attention", "gpt_prefill llama_prefill", H, "vs_eager", 4.5),
+    Target("attention backward", "attention_backward", "*", "*", "vs_eager", 3.0),
+    Target("decode, float32 and bfloat16", "decode", "gpt llama_alone llama_paged", "*", "roof", 0.85),
+    Target("decode, int8 cache, groups of 4", "decode", "llama_paged_int8", F, "roof", 0.85),
+    Target("linear, one row, packed float32", "linear_packed", "float32_token", "*", "roof", 0.92),
+    Target("linear, one row, packed bfloat16", "linear_packed", "bfloat16_token", "*", "roof", 0.92),
+    Target("linear, one row, int8", "linear_packed", "int8_token", "*", "roof", 0.85),
+    Target("linear, one row, int4", "linear_packed", "int4_token", "*", "roof", 0.75),
+    Target("linear, 512 rows, packed float32", "linear_packed", "float32_prompt", F, "roof", 0.85),
+    Target("linear, 512 rows, packed float32", "linear_packed", "float32_prompt", F, "vs_eager", 2.2),
+    Target("linear, 512 rows, bfloat16", "linear", "prompt prompt_down", H, "vs_eager", 1.0),
+    Target("coupling out of cache", "coupling", "large large_inverse", F, "roof", 0.85),
+    Target("coupling, every size", "coupling", "*", F, "vs_eager", 4.0),
+    Target("coupling, every size", "coupling", "*", F, "vs_compile", 1.3),
+    Target("step, every size", "step", "*", F, "vs_compile", 1.0),
+    Target("norm", "norm", "*", F, "vs_eager", 2.0),
+    Target("rope", "rope", "*", F, "vs_eager", 2.0),
+    Target("sample, 150 k tokens", "sample", "large_vocabulary_*", F, "seconds", 150e-6),
+    Target("vq", "vq", "*", F, "vs_eager", 2.0),
+    Target("PixelCNN, 16 images of 32x32", "pixelcnn", "sample*", F, "vs_eager", 500.0),
+    Target("a small call of three tensors", "overhead", "norm linear invconv", F, "seconds", 4e-6),
+    Target("a small call, against torch", "overhead", "norm linear invconv", F, "vs_eager", 1.0),
+    Target("taking turns with torch", "overhead", "turns", F, "vs_eager", 0.9),
+]
