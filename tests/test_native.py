@@ -231,6 +231,36 @@ def test_a_lazily_negated_view_is_read_as_what_it_means():
         hexad_kernels.append_kv(k, k, cache, cache.clone(), torch.zeros(1, dtype=torch.int32))
 
 
+def test_a_lazily_negated_gradient_is_read_as_what_it_means():
+    x, shift = torch.randn(2, 4, 3, requires_grad=True), torch.randn(2, 2, 3)
+    y, _ = hexad_kernels.coupling(x, shift, shift)
+    grad = torch.randn_like(y)
+    (negated,) = torch.autograd.grad(y, x, torch._neg_view(grad), retain_graph=True)
+    (plain,) = torch.autograd.grad(y, x, -grad)
+    assert torch.equal(negated, plain)
+
+
+# An op whose reference differentiates it, one with a backward kernel, one that recovers its input.
+TWICE = {
+    "linear": lambda x: hexad_kernels.linear(x, x.flatten(1)[:4, :3].contiguous(), activation="silu"),
+    "attention": lambda x: hexad_kernels.attention(x, 2 * x, x.sin(), causal=True),
+    "coupling": lambda x: hexad_kernels.coupling(x, x[:, :1], x[:, 1:].sin())[0],
+}
+
+
+@pytest.mark.parametrize("name", sorted(TWICE))
+def test_gradients_can_be_differentiated_again(name):
+    x = torch.randn(3, 2, 5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def twice():
+        (first,) = torch.autograd.grad(TWICE[name](x).pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), x)[0]
+
+    got = twice()
+    with hexad_kernels.backend("reference"):
+        torch.testing.assert_close(got, twice(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.skipif(native.C is None, reason=native.missing)
 def test_a_door_names_its_count_and_a_wrong_number():
     x = torch.zeros(2, 4)
