@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import hexad_kernels
 from hexad_kernels import coupling, linear, maskedconv, native, sample
@@ -259,6 +260,14 @@ def test_gradients_can_be_differentiated_again(name):
     got = twice()
     with hexad_kernels.backend("reference"):
         torch.testing.assert_close(got, twice(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(TWICE))
+def test_a_checkpoint_recomputes_what_backward_needs(name):
+    x = torch.randn(3, 2, 5, 3, requires_grad=True)
+    (plain,) = torch.autograd.grad(TWICE[name](x).sum(), x)
+    (again,) = torch.autograd.grad(checkpoint(TWICE[name], x, use_reentrant=False).sum(), x)
+    assert torch.equal(plain, again)
 
 
 @pytest.mark.skipif(native.C is None, reason=native.missing)

@@ -326,7 +326,8 @@ class Op:
 
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 args = list(ctx.rest)
-                outputs, inputs = ctx.saved_tensors[: ctx.outputs], ctx.saved_tensors[ctx.outputs :]
+                saved_tensors = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
+                outputs, inputs = saved_tensors[: ctx.outputs], saved_tensors[ctx.outputs :]
                 for i, saved in zip(ctx.where, inputs):
                     args[i] = saved
                 needed = [i in tensor_at and ctx.needs_input_grad[i] for i in range(len(args))]
