@@ -179,6 +179,16 @@ def test_expanded_gradients():
     promises.same_bits(a, b, "ones of stride 0")
 
 
+def test_the_default_dtype_is_of_no_effect():
+    q = torch.randn(1, 1, 3, 8, requires_grad=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        (grad,) = torch.autograd.grad(hexad_kernels.attention(q, q, q).sum(), q)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert grad.dtype == torch.float32
+
+
 def test_compiles_with_its_gradient():
     leaves = [t.requires_grad_() for t in inputs()]
 

@@ -1,10 +1,13 @@
 """coupling beyond the promises: invertible, its log-determinant is the Jacobian's, its errors are clear."""
 
+import math
+
 import pytest
 import torch
 
 import hexad_kernels
-from hexad_kernels import coupling
+from hexad_kernels import backend, coupling
+from hexad_kernels.coupling import checkerboard
 
 VARIANTS = [
     {"split": split, "flip": flip, "scale_map": scale_map}
@@ -173,6 +176,20 @@ def test_extreme_scales_keep_inf_and_nan_where_the_reference_has_them():
         plain = coupling(x, t, s)
     assert torch.equal(kernel[0].isnan(), plain[0].isnan())
     assert torch.equal(kernel[0].isinf(), plain[0].isinf())
+
+
+@pytest.mark.parametrize("scale_map", ["exp", "tanh", "sigmoid"])
+def test_a_checkerboard_reads_no_passive_parameter(scale_map):
+    x, shift, log_scale = (torch.randn(2, 3, 4, 6) for _ in range(3))
+    passive = checkerboard(x, flip=True).bool().expand_as(x)
+    for inverse in (False, True):
+        want = coupling(x, shift, log_scale, split="checkerboard", scale_map=scale_map, inverse=inverse)
+        for bad in (math.nan, math.inf, -math.inf):
+            args = x, shift.masked_fill(passive, bad), log_scale.masked_fill(passive, bad)
+            options = {"split": "checkerboard", "scale_map": scale_map, "inverse": inverse}
+            torch.testing.assert_close(coupling(*args, **options), want, rtol=0, atol=0)
+            with backend("reference"):
+                torch.testing.assert_close(coupling(*args, **options), want, rtol=1e-4, atol=1e-4)
 
 
 def test_compiles_without_graph_breaks():

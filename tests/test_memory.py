@@ -51,6 +51,12 @@ def test_it_is_like_the_tensor_it_is_made_after():
         assert not out._is_view()
 
 
+def test_it_is_where_the_tensor_is_whatever_the_default():
+    like = torch.empty((ROWS, 1024))
+    with torch.device("meta"):
+        assert memory.empty_like(like).is_cpu
+
+
 def test_no_more_is_kept_than_allowed(monkeypatch):
     monkeypatch.setattr(memory, "KEEP", 3 * memory.LARGE)
     alive = [large() for _ in range(5)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import hexad_kernels
 from hexad_kernels import coupling, linear, maskedconv, native, sample
@@ -229,6 +230,44 @@ def test_a_lazily_negated_view_is_read_as_what_it_means():
     cache = torch.zeros(1, 1, 4, 1, dtype=torch.complex64).conj().imag
     with pytest.raises(ValueError, match="negated"):
         hexad_kernels.append_kv(k, k, cache, cache.clone(), torch.zeros(1, dtype=torch.int32))
+
+
+def test_a_lazily_negated_gradient_is_read_as_what_it_means():
+    x, shift = torch.randn(2, 4, 3, requires_grad=True), torch.randn(2, 2, 3)
+    y, _ = hexad_kernels.coupling(x, shift, shift)
+    grad = torch.randn_like(y)
+    (negated,) = torch.autograd.grad(y, x, torch._neg_view(grad), retain_graph=True)
+    (plain,) = torch.autograd.grad(y, x, -grad)
+    assert torch.equal(negated, plain)
+
+
+# An op whose reference differentiates it, one with a backward kernel, one that recovers its input.
+TWICE = {
+    "linear": lambda x: hexad_kernels.linear(x, x.flatten(1)[:4, :3].contiguous(), activation="silu"),
+    "attention": lambda x: hexad_kernels.attention(x, 2 * x, x.sin(), causal=True),
+    "coupling": lambda x: hexad_kernels.coupling(x, x[:, :1], x[:, 1:].sin())[0],
+}
+
+
+@pytest.mark.parametrize("name", sorted(TWICE))
+def test_gradients_can_be_differentiated_again(name):
+    x = torch.randn(3, 2, 5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def twice():
+        (first,) = torch.autograd.grad(TWICE[name](x).pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), x)[0]
+
+    got = twice()
+    with hexad_kernels.backend("reference"):
+        torch.testing.assert_close(got, twice(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(TWICE))
+def test_a_checkpoint_recomputes_what_backward_needs(name):
+    x = torch.randn(3, 2, 5, 3, requires_grad=True)
+    (plain,) = torch.autograd.grad(TWICE[name](x).sum(), x)
+    (again,) = torch.autograd.grad(checkpoint(TWICE[name], x, use_reentrant=False).sum(), x)
+    assert torch.equal(plain, again)
 
 
 @pytest.mark.skipif(native.C is None, reason=native.missing)

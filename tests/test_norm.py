@@ -90,6 +90,13 @@ def test_gradients(options):
     )
 
 
+def test_gradients_of_a_bias_without_a_weight():
+    x, bias = torch.randn(2, 6, 5, requires_grad=True), torch.randn(6, requires_grad=True)
+    grads = torch.autograd.grad(norm(x, None, bias, kind="group", num_groups=2).sum(), (x, bias))
+    torch.testing.assert_close(grads[1], torch.full((6,), 10.0))
+    torch.testing.assert_close(grads[0], torch.zeros_like(x), rtol=0, atol=1e-5)
+
+
 def test_float32_gradients_agree_with_plain_autograd():
     leaves = [draw(*s, seed=i).requires_grad_() for i, s in enumerate(((5, 33), (33,), (33,)))]
     grads = []

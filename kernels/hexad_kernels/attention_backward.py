@@ -133,8 +133,8 @@ def _native(
     floats, slots, split = workspace(batch * kv_heads, heads // kv_heads, rows, dim, v.shape[3])
     native.C.attention_backward(
         check.unit_stride(grad_out), check.unit_stride(q), check.unit_stride(k), check.unit_stride(v),
-        check.unit_stride(out), lse, grad_lse, mask, *outputs, torch.empty(floats), slots, split, causal, left, right,
-        softcap or 0.0, dim**-0.5 if scale is None else scale,
+        check.unit_stride(out), lse, grad_lse, mask, *outputs, q.new_empty(floats, dtype=torch.float32), slots, split,
+        causal, left, right, softcap or 0.0, dim**-0.5 if scale is None else scale,
     )  # fmt: skip
 
 

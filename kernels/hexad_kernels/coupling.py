@@ -89,10 +89,10 @@ def reference(
     elif log_scale is not None and scale_map == 2:
         r = torch.nn.functional.logsigmoid(r + 2)
     if split == 1:
-        active = checkerboard(v, flip)
-        s = r * active
-        moved = (v - t) * torch.exp(-r) if inverse else v * torch.exp(r) + t
-        y = torch.where(active.bool(), moved, v)
+        active = checkerboard(v, flip).bool()
+        s = torch.where(active, r, 0.0)
+        moved = (v - t) * torch.exp(-s) if inverse else v * torch.exp(s) + t
+        y = torch.where(active, moved, v)
     else:
         s = r
         first, count = active_channels(x.shape[1], flip)

@@ -87,4 +87,4 @@ def empty_like(value: Tensor) -> Tensor:
     whole = torch.frombuffer(block, dtype=torch.uint8)
     _blocks.append(block)
     # Not a view of `whole`: to autograd an output is a tensor of its own.
-    return torch.empty(0, dtype=value.dtype).set_(whole.untyped_storage()).resize_(value.shape)
+    return torch.empty(0, dtype=value.dtype, device="cpu").set_(whole.untyped_storage()).resize_(value.shape)

@@ -79,7 +79,9 @@ def reference(
     stat = check.statistics_dtype(x.dtype)
     w, b, scale, shift = (None if t is None else t.to(stat) for t in (weight, bias, scale, shift))
     if kind == GROUP:
-        y = torch.group_norm(x.to(stat), num_groups, w, b, eps)
+        # torch's backward fails on a bias without a weight.
+        y = torch.group_norm(x.to(stat), num_groups, w, None if w is None else b, eps)
+        y = y + b.reshape(-1, *[1] * (x.ndim - 2)) if w is None and b is not None else y
         broadcast = (x.shape[0], x.shape[1], *[1] * (x.ndim - 2))
     else:
         size = (x.shape[-1],)

@@ -326,11 +326,15 @@ class Op:
 
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 args = list(ctx.rest)
-                outputs, inputs = ctx.saved_tensors[: ctx.outputs], ctx.saved_tensors[ctx.outputs :]
+                saved_tensors = ctx.saved_tensors  # once: a checkpoint unpacks them no second time
+                outputs, inputs = saved_tensors[: ctx.outputs], saved_tensors[ctx.outputs :]
                 for i, saved in zip(ctx.where, inputs):
                     args[i] = saved
                 needed = [i in tensor_at and ctx.needs_input_grad[i] for i in range(len(args))]
-                found = iter(backward_op(list(grads), needed, list(outputs), *args))
+                if torch.is_grad_enabled() and _functorch_active() is None:  # create_graph=True
+                    found = iter(self._differentiable_backward(grads, needed, outputs, args))
+                else:
+                    found = iter(backward_op(list(grads), needed, list(outputs), *args))
                 return tuple(next(found) if need else None for need in needed)
 
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
@@ -359,6 +363,8 @@ class Op:
     def _backward(
         self, grads: list[Tensor | None], needed: list[bool], outputs: list[Tensor], *args: Any
     ) -> list[Tensor]:
+        # The dispatcher resolves what it finds in arguments and in lists, but not in lists of optional tensors.
+        grads = [None if g is None else g.resolve_neg() for g in grads]
         if self.backward is not None:
             if _forced.get() in (None, "cpu") and self.refusal("cpu", self._shaped(outputs, args)) is None:
                 return self.backward(grads, needed, args, outputs)
@@ -385,6 +391,29 @@ class Op:
                 materialize_grads=True,
             )
         return [g.contiguous() for g in found]
+
+    def _differentiable_backward(
+        self, grads: Sequence[Tensor | None], needed: list[bool], outputs: Sequence[Tensor], args: Sequence[Any]
+    ) -> Sequence[Tensor]:
+        """The gradients by plain torch on the graph at hand: they can be differentiated again."""
+        if args[0] is None and self.recover is not None:
+            args = self.recover(tuple(args), list(outputs))
+        # Aliases: a recovered argument depends on the others, and that is no path of the reference's.
+        seen = [a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
+        again = self.reference(*seen)
+        again = (again,) if self.single else again
+        pairs = [(o, g) for o, g in zip(again, grads) if g is not None and o.requires_grad]
+        wanted = [a for a, need in zip(seen, needed) if need]
+        if not pairs:
+            return [torch.zeros_like(a) for a in wanted]
+        return torch.autograd.grad(
+            [o for o, _ in pairs],
+            wanted,
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
 
     @staticmethod
     def _shaped(outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
