@@ -37,6 +37,8 @@ def contract(
     check.like(panels, "weight", x, "x", dtype=False)
     if not 0 <= form <= 3:
         raise ValueError(f"form: got {form}, wants 0 to 3")
+    if rows < 0:
+        raise ValueError(f"rows: got {rows}, wants at least 0")
     want = (-(-rows // LANES), panel_words(form, inputs))
     if panels.shape != want:
         raise ValueError(
