@@ -105,6 +105,18 @@ def test_a_wrong_level_leaves_the_cache():
     assert (cache == 7).all()
 
 
+def test_expanded_images_and_caches_are_not_written():
+    call = calls()["gated_pixelcnn"]
+    places, seeds = call["image"].expand(2, 2, 2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="image: its 2 entries of dimension 0 are one in memory"):
+        hk.gated_pixelcnn(**call | {"image": places}, seeds=seeds)
+    places = torch.zeros(2, 2, 2, dtype=torch.int64)
+    cache = hk.gated_pixelcnn_cache(**call)[:1].expand(2, -1)
+    with pytest.raises(ValueError, match="cache: its 2 entries of dimension 0 are one in memory"):
+        hk.gated_pixelcnn(**call | {"image": places}, cache=cache, seeds=seeds)
+    assert not places.any()
+
+
 def test_packing_a_pixelcnn_names_what_is_wrong():
     with pytest.raises(TypeError, match="layers: got list, wants"):
         hk.pack_gated_pixelcnn([], None)

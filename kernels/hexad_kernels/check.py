@@ -129,6 +129,16 @@ class Kinds:
                 refuse(value, name)
 
 
+def own_memory(value: Tensor | None, name: str) -> None:
+    """A write to one place changes no other: not so in what expand() gives."""
+    if value is not None and 0 in value.stride():
+        for i, (size, stride) in enumerate(zip(value.shape, value.stride())):
+            if size > 1 and stride == 0:
+                raise ValueError(
+                    f"{name}: its {size} entries of dimension {i} are one in memory, wants memory of its own"
+                )
+
+
 def choice(value: object, name: str, options: Mapping[Any, int]) -> int:
     """The number of a named option."""
     try:

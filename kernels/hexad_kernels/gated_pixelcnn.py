@@ -209,9 +209,11 @@ def contract(
     if cache is not None:
         want = (batch, cache_size(height, width, channels, layers, kernel))
         check.operand(cache, "cache", want, weights, "weights", "gated_pixelcnn_cache of this network")
+        check.own_memory(cache, "cache")
     elif begin:
         raise ValueError(f"cache: missing, wants the one of the pixels before begin {begin}")
     if seeds is not None:
+        check.own_memory(image, "image")
         check.tensor(seeds, "seeds", dtypes=(torch.int64,))
         check.shape(seeds, "seeds", (batch,), "a seed per image")
         check.like(seeds, "seeds", image, "image")

@@ -410,7 +410,7 @@ class Op:
 
 def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     """Which backend serves `name(*args, **kwargs)`, and why the others refuse. Nothing is computed."""
-    if name not in OPS:
+    if not isinstance(name, str) or name not in OPS:
         raise ValueError(f"name: got {name!r}, wants one of {', '.join(sorted(OPS))}")
     public = getattr(import_module("hexad_kernels"), name)
     token = _forced.set(_EXPLAIN)

@@ -45,9 +45,9 @@ class PackedWeight:
     """
 
     def __init__(self, panels: Tensor, form: str, shape: Sequence[int], dtype: torch.dtype, error: float = 0.0):
-        self.panels = panels
+        self.panels = check.tensor(panels, "panels", dtypes=(torch.int32,))
         self.form = form
-        self.code = FORMS[form]
+        self.code = check.choice(form, "form", FORMS)
         self.shape = torch.Size(shape)
         self.dtype = dtype
         self.error = error
@@ -138,6 +138,8 @@ def quantize(weight: Tensor, form: str) -> PackedWeight:
     size = exact.norm().item()
     off = (unpack(panels, code, *weight.shape).double() - exact).norm().item()
     packed.error = off / size if size else off
+    if not packed.error < torch.inf:
+        raise ValueError("weight: spans more than float32 holds, wants smaller numbers")
     return packed
 
 
