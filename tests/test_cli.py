@@ -133,6 +133,15 @@ def test_damaged_checkpoints(hexad, tmp_path, model):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_cannot_be_made(hexad, monkeypatch, tmp_path):
+    def refuse(*args, **options):
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("hexad.files.atomic_write", refuse)
+    code, _, error = hexad("generate", "gan", "--n", "1", "--out", tmp_path / "one.png")
+    assert code == 2 and error.endswith(f"hexad: {tmp_path}: No space left on device\n")
+
+
 def test_an_existing_file_as_a_folder(hexad, tmp_path):
     (tmp_path / "file").write_text("mine")
     refused(hexad("generate", "gan", "--out", "file/x.png"), "--out: got file")

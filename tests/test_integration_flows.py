@@ -433,3 +433,11 @@ class TestFreia:
         model.append(fm.ActNorm)
         with pytest.raises(ValueError, match=r"module_list\.0: an ActNorm"):
             convert(model)
+
+
+def test_what_is_no_model_is_named():
+    pytest.importorskip("nflows")
+    from hexad.integrations import nflows
+
+    with pytest.raises(flows.UnknownLayer, match=r"flow: .*NoneType: wants a Flow or Transform"):
+        nflows.convert(None)

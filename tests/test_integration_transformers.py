@@ -189,6 +189,21 @@ def test_sinks_of_gpt_oss():
     torch.testing.assert_close(ours[seen], host[seen], rtol=1e-4, atol=1e-4)
 
 
+def test_sinks_in_half_precision():
+    model = gpt_oss()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.normal_()
+    given = inputs_of("gpt_oss", "left")
+    seen = given["attention_mask"].bool()
+    model.set_attn_implementation("eager")
+    exact = model(**given, use_cache=False).logits[seen]
+    model.set_attn_implementation(NAME)
+    for dtype in (torch.bfloat16, torch.float16):
+        logits = model.to(dtype)(**given, use_cache=False).logits[seen]
+        assert logits.dtype == dtype
+        torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.1)
+
+
 def test_training_dropout_is_refused():
     model = build(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=99))
     model.set_attn_implementation(NAME)

@@ -190,15 +190,22 @@ def test_what_a_packed_weight_says_of_itself():
         (
             lambda w: linear(torch.zeros(2, 49), pack(w)),
             ValueError,
-            "weight: got 3 panels of 800 words, wants 3 of 784",
+            "weight: got shape (37, 50), wants (any, 49) = x's last dimension",
         ),
         (lambda w: linear(torch.zeros(2, 50), pack(w), torch.zeros(36)), ValueError, "bias: got shape (36,)"),
         (lambda w: linear(torch.zeros(2, 50).int(), pack(w)), TypeError, "x: got int32"),
         (
             lambda w: linear(torch.zeros(2, 50), PackedWeight(pack(w).panels.float(), "float32", w.shape, w.dtype)),
             TypeError,
-            "weight: got float32, wants int32",
+            "panels: got float32, wants int32",
         ),
+        (
+            lambda w: linear(torch.zeros(2, 51), quantize(w, "int8")),  # as many words as 50 inputs take
+            ValueError,
+            "weight: got shape (37, 50), wants (any, 51) = x's last dimension",
+        ),
+        (lambda w: PackedWeight(pack(w).panels, "int5", w.shape, w.dtype), ValueError, "form: got 'int5'"),
+        (lambda w: quantize(torch.tensor([[3e38, -3e38]]), "int4"), ValueError, "weight: spans more than float32"),
     ],
 )
 def test_bad_input(call, error, text):

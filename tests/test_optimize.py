@@ -191,3 +191,29 @@ def test_quantised_weights(weights, off):
         assert 0 < error < off, (name, error)
         report.undo()
         assert torch.equal(model(**given).logits, host)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (None, {}, TypeError, "model: got NoneType, wants a torch.nn.Module"),
+        ("gpt2", {"keep": "lm_head"}, TypeError, "keep: got 'lm_head', wants a list of module names"),
+        ("gpt2", {"keep": ["head"]}, ValueError, "keep: got 'head', wants names of the model's modules"),
+        ("gpt2", {"weights": 3}, ValueError, "weights: got 3, wants one of"),
+    ],
+)
+def test_bad_arguments_leave_the_model(model, options, error, message):
+    given = model and prepared(model)[0]
+    with pytest.raises(error, match=message):
+        hexad.optimize(given, **options)
+    assert model is None or not any(hasattr(module, "_hexad") for module in given.modules())
+
+
+def test_weights_that_are_not_numbers():
+    model, given = prepared("gpt2")
+    model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="weight: has NaN or infinity"):
+        hexad.optimize(model, weights="int8")
+    assert not any(hasattr(module, "_hexad") for module in model.modules())
+    hexad.optimize(model)
+    assert model(**given).logits.isnan().any()

@@ -201,7 +201,7 @@ def test_compiles_without_graph_breaks():
         ({"noise": torch.zeros(3)}, ValueError, "noise: got shape (3,), wants (2, 3)"),
         ({"history": (torch.zeros(2, 3).double(),)}, TypeError, "history[0]: got float64, wants x's float32"),
         ({"history": [torch.zeros(2, 3)] * 4}, ValueError, "history: got 4 tensors"),
-        ({"history": torch.zeros(2, 3)}, ValueError, "history: got"),
+        ({"history": torch.zeros(2, 3)}, TypeError, "history: got"),
         ({"last": 1.0}, TypeError, "last: got float"),
     ],
     ids=lambda v: v if isinstance(v, str) else None,

@@ -47,6 +47,11 @@ def _run(typed: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _say(f"{error.filename}: {error.strerror}")
+        return 2
     except Exception as error:
         # typer brings its own click or uses the installed one, so its errors are known by what they do.
         if type(error).__name__ == "Abort":

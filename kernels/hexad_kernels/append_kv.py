@@ -22,16 +22,6 @@ from hexad_kernels.op import Op
 from hexad_kernels.rope import check_positions, check_tables, rotate, table
 
 
-def _check_own_memory(value: Tensor | None, name: str) -> None:
-    """A write to one place changes no other: not so in what expand() gives."""
-    if value is not None and 0 in value.stride():
-        for i, (size, stride) in enumerate(zip(value.shape, value.stride())):
-            if size > 1 and stride == 0:
-                raise ValueError(
-                    f"{name}: its {size} entries of dimension {i} are one in memory, wants a cache of its own"
-                )
-
-
 def contract(
     k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None,
     cos: Tensor | None, sin: Tensor | None, interleaved: bool, k_scale: Tensor | None, v_scale: Tensor | None,
@@ -46,7 +36,7 @@ def contract(
     check.shape(k_cache, "k_cache", (None, heads, None, dim), "(P, Hkv, page, D)")
     check.shape(v_cache, "v_cache", (None, heads, None, v.shape[3]), "(P, Hkv, page, Dv)")
     for value, name in ((k_cache, "k_cache"), (v_cache, "v_cache"), (k_scale, "k_scale"), (v_scale, "v_scale")):
-        _check_own_memory(value, name)
+        check.own_memory(value, name)
     if (cos is None) != (sin is None):
         raise ValueError(f"{'cos' if cos is None else 'sin'}: missing, cos and sin come together")
     if cos is not None and sin is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -50,6 +52,91 @@ def operand(value: object, name: str, want: tuple[int, ...], other: Tensor, othe
     given = tensor(value, name)
     like(given, name, other, other_name)
     shape(given, name, want, meaning)
+
+
+def described(value: object) -> str:
+    """A wrong argument in an error's text: short, whatever it holds."""
+    if isinstance(value, Tensor):
+        return f"a {names([value.dtype])} tensor of shape {tuple(value.shape)}"
+    return repr(value) if value is None or isinstance(value, (str, int, float, complex)) else type(value).__name__
+
+
+def number(value: Any, name: str) -> float:
+    """`value` as a float; text is not a number."""
+    if not isinstance(value, (str, bytes, bytearray)):
+        with suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            return float(value)
+    raise TypeError(f"{name}: got {described(value)}, wants a number")
+
+
+def integer(value: Any, name: str, wanted: str = "an integer") -> int:
+    try:
+        found = operator.index(value)
+    except (TypeError, RuntimeError):
+        raise TypeError(f"{name}: got {described(value)}, wants {wanted}") from None
+    if not -(2**63) <= found < 2**63:
+        raise ValueError(f"{name}: got {found}, wants {wanted} of 64 bits")
+    return found
+
+
+def _flag(value: object, name: str) -> None:
+    integer(value, name, "True or False")
+
+
+def dense(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, wants a torch.Tensor")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: got {value.layout}, wants a dense tensor")
+
+
+def _integers(value: Any, name: str) -> None:
+    for size in value:
+        integer(size, name, "integers")
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], Callable[[Any, str], object]]] = {
+    "Tensor": ((Tensor, torch.nn.Parameter), dense),
+    "int": ((int, torch.SymInt), integer),
+    "float": ((float, int, torch.SymFloat, torch.SymInt), number),
+    "bool": ((bool, torch.SymBool), _flag),
+    "List[int]": ((), _integers),
+}
+
+
+class Kinds:
+    """What kind of value each argument of a schema takes."""
+
+    def __init__(self, schema: torch.FunctionSchema, renamed: Mapping[str, str]) -> None:
+        self.kinds = []
+        for argument in schema.arguments:
+            kind = str(argument.type)
+            optional = kind.startswith("Optional[")
+            known, refuse = _KINDS[kind[9:-1] if optional else kind]
+            name = renamed.get(argument.name, argument.name)
+            self.kinds.append((name, (*known, type(None)) if optional else known, refuse, optional))
+
+    def check(self, args: Sequence[Any]) -> None:
+        """TypeError or ValueError for the first value of another kind; quick for the usual types."""
+        for value, (name, known, refuse, _) in zip(args, self.kinds):
+            if type(value) not in known:
+                refuse(value, name)
+
+    def blame(self, args: Sequence[Any]) -> None:
+        """The same, for a call that failed: whole, and with what `check` lets pass."""
+        for value, (name, _, refuse, optional) in zip(args, self.kinds):
+            if not (optional and value is None):
+                refuse(value, name)
+
+
+def own_memory(value: Tensor | None, name: str) -> None:
+    """A write to one place changes no other: not so in what expand() gives."""
+    if value is not None and 0 in value.stride():
+        for i, (size, stride) in enumerate(zip(value.shape, value.stride())):
+            if size > 1 and stride == 0:
+                raise ValueError(
+                    f"{name}: its {size} entries of dimension {i} are one in memory, wants memory of its own"
+                )
 
 
 def choice(value: object, name: str, options: Mapping[Any, int]) -> int:

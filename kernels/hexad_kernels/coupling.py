@@ -174,7 +174,9 @@ def coupling(
     holds what its layers give and nothing more. The price is y - t in place of x exp(s), which has lost what y
     rounded away where t is much the larger.
     """
+    if type(clamp) is not float:
+        clamp = check.number(clamp, "clamp")
     return _op(
         x, shift, log_scale, inverse, check.choice(split, "split", SPLITS), flip,
-        check.choice(scale_map, "scale_map", SCALE_MAPS), float(clamp),
+        check.choice(scale_map, "scale_map", SCALE_MAPS), clamp,
     )  # fmt: skip

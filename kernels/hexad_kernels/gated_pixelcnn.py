@@ -111,14 +111,20 @@ def pack_gated_pixelcnn(layers: Sequence[PixelCNNLayer], read_out: PixelCNNReadO
     Convolutions go into panels of 16 outputs, each tap's inputs in turn, masked taps left out; places are laid out
     pixel by pixel. ValueError names a tensor that does not fit the others.
     """
-    levels, height, width = read_out.place.shape
-    channels, kernel = read_out.head.shape[1], layers[0].vertical.shape[3]
+    if not isinstance(layers, Sequence) or not all(isinstance(layer, PixelCNNLayer) for layer in layers) or not layers:
+        raise TypeError(f"layers: got {check.described(layers)}, wants a sequence of at least one PixelCNNLayer")
+    if not isinstance(read_out, PixelCNNReadOut):
+        raise TypeError(f"read_out: got {check.described(read_out)}, wants a PixelCNNReadOut")
+    place = check.tensor(read_out.place, "read_out, place", rank=3, dtypes=FLOATS)
+    levels, height, width = place.shape
+    channels = check.tensor(read_out.head, "read_out, head", rank=4, dtypes=FLOATS).shape[1]
+    kernel = check.tensor(layers[0].vertical, "layer 0, vertical", rank=4, dtypes=FLOATS).shape[3]
     packed = []
     for i, parts in enumerate(_parts(levels, height, width, channels, len(layers), kernel)):
         given: PixelCNNLayer | PixelCNNReadOut = layers[i] if i < len(layers) else read_out
+        where = f"layer {i}" if i < len(layers) else "read_out"
         for name, value, (shape, taps) in zip(given._fields, given, parts, strict=True):
-            if tuple(value.shape) != shape:
-                raise ValueError(f"layer {i}, {name}: got shape {tuple(value.shape)}, wants {shape}")
+            check.operand(value, f"{where}, {name}", shape, place, "the read-out's place")
             if len(shape) == 4:
                 outputs, inputs = shape[:2]
                 rows = value.detach().flatten(2)[..., :taps].transpose(1, 2).reshape(outputs, taps * inputs)
@@ -173,14 +179,11 @@ def network(image: Tensor, weights: Tensor, levels: int, channels: int, layers: 
     return convolve(gated, r.logits, r.logits_bias, MASKS["B"], None, None) + r.place
 
 
-def contract(
-    image: Tensor, weights: Tensor, cache: Tensor | None, seeds: Tensor | None,
-    levels: int, channels: int, layers: int, kernel: int, begin: int, end: int, temperature: float,
-) -> tuple[Tensor]:  # fmt: skip
+def _check_network(image: Tensor, weights: Tensor, levels: int, channels: int, layers: int, kernel: int) -> None:
     check.tensor(image, "image", rank=3, dtypes=(torch.int64,))
     check.tensor(weights, "weights", rank=1, dtypes=FLOATS)
     check.like(weights, "weights", image, "image", dtype=False)
-    batch, height, width = image.shape
+    _, height, width = image.shape
     for name, value, low, high in (
         ("levels", levels, 2, 2 * MOST_CHANNELS), ("channels", channels, 1, MOST_CHANNELS),
         ("layers", layers, 1, 2**16), ("kernel", kernel, 1, 2**10),
@@ -190,17 +193,27 @@ def contract(
             raise ValueError(f"{name}: got {value}, wants {low} to {high}")
     if kernel % 2 == 0:
         raise ValueError(f"kernel: got {kernel}, wants an odd size")
-    if not 0 <= begin <= end <= height * width:
-        raise ValueError(f"begin, end: got {begin}, {end}, wants 0 <= begin <= end <= {height * width} pixels")
     size = weights_size(levels, height, width, channels, layers, kernel)
     if weights.shape[0] != size:
         check.shape(weights, "weights", (size,), "pack_gated_pixelcnn of this network")
+
+
+def contract(
+    image: Tensor, weights: Tensor, cache: Tensor | None, seeds: Tensor | None,
+    levels: int, channels: int, layers: int, kernel: int, begin: int, end: int, temperature: float,
+) -> tuple[Tensor]:  # fmt: skip
+    _check_network(image, weights, levels, channels, layers, kernel)
+    batch, height, width = image.shape
+    if not 0 <= begin <= end <= height * width:
+        raise ValueError(f"begin, end: got {begin}, {end}, wants 0 <= begin <= end <= {height * width} pixels")
     if cache is not None:
         want = (batch, cache_size(height, width, channels, layers, kernel))
         check.operand(cache, "cache", want, weights, "weights", "gated_pixelcnn_cache of this network")
+        check.own_memory(cache, "cache")
     elif begin:
         raise ValueError(f"cache: missing, wants the one of the pixels before begin {begin}")
     if seeds is not None:
+        check.own_memory(image, "image")
         check.tensor(seeds, "seeds", dtypes=(torch.int64,))
         check.shape(seeds, "seeds", (batch,), "a seed per image")
         check.like(seeds, "seeds", image, "image")
@@ -214,8 +227,6 @@ def reference(
     levels: int, channels: int, layers: int, kernel: int, begin: int, end: int, temperature: float,
 ) -> Tensor:  # fmt: skip
     batch, pixels = len(image), image.shape[1] * image.shape[2]
-    if cache is not None:
-        cache[:, 0] = -1  # holds nothing that the kernel could go on from
     if seeds is None:
         asked = image.flatten(1)[:, begin:end]
         wrong = ((asked < 0) | (asked >= levels)).nonzero().tolist()
@@ -223,6 +234,9 @@ def reference(
             row, at = wrong[0]
             got = f"pixel {begin + at} of row {row} is {int(asked[row, at])}"
             raise ValueError(f"image: {got}, wants levels 0 to {levels - 1}")
+    if cache is not None:
+        cache[:, 0] = -1  # holds nothing that the kernel could go on from
+    if seeds is None:
         logits = network(image, weights, levels, channels, layers, kernel)
         return logits.flatten(2)[..., begin:end].transpose(1, 2).contiguous()
     found = weights.new_empty(batch, end - begin, levels)
@@ -264,7 +278,13 @@ _op = Op(
 def gated_pixelcnn_cache(
     image: Tensor, weights: Tensor, *, levels: int, channels: int, layers: int, kernel: int = 3
 ) -> Tensor:
-    """A cache for calls of `gated_pixelcnn` with these arguments; what it holds does not matter before begin 0."""
+    """A cache for calls of `gated_pixelcnn` with these arguments; what it holds does not matter before begin 0.
+
+    ValueError or TypeError names a wrong argument.
+    """
+    for name, value in (("levels", levels), ("channels", channels), ("layers", layers), ("kernel", kernel)):
+        check.integer(value, name)
+    _check_network(image, weights, levels, channels, layers, kernel)
     return weights.new_empty(len(image), cache_size(image.shape[1], image.shape[2], channels, layers, kernel))
 
 
@@ -295,6 +315,6 @@ def gated_pixelcnn(
     ValueError or TypeError names a wrong argument, a level out of range (before anything is written) or the first pixel
     whose logits have NaN or are -inf everywhere.
     """
-    if end is None and isinstance(image, Tensor) and image.ndim == 3:
-        end = image.shape[1] * image.shape[2]
-    return _op(image, weights, cache, seeds, levels, channels, layers, kernel, begin, end, float(temperature))
+    if end is None:
+        end = image.shape[1] * image.shape[2] if isinstance(image, Tensor) and image.ndim == 3 else 0
+    return _op(image, weights, cache, seeds, levels, channels, layers, kernel, begin, end, temperature)

@@ -37,6 +37,8 @@ def contract(
     check.like(panels, "weight", x, "x", dtype=False)
     if not 0 <= form <= 3:
         raise ValueError(f"form: got {form}, wants 0 to 3")
+    if rows < 0:
+        raise ValueError(f"rows: got {rows}, wants at least 0")
     want = (-(-rows // LANES), panel_words(form, inputs))
     if panels.shape != want:
         raise ValueError(
@@ -144,4 +146,6 @@ def linear_packed(
 def with_packed(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: int, residual: Tensor | None
 ) -> Tensor:
+    if isinstance(x, Tensor) and x.ndim and x.shape[-1] != weight.shape[1]:  # panels of both may be of the same size
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants (any, {x.shape[-1]}) = x's last dimension")
     return _op(x, weight.panels, bias, activation, residual, weight.code, weight.shape[0])

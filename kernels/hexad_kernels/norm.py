@@ -155,9 +155,9 @@ def norm(
     Returns x's shape, contiguous. Differentiable in x, weight, bias, scale, shift.
     ValueError or TypeError names a wrong argument.
     """
-    if num_groups is not None and num_groups < 1:
+    if num_groups is not None and check.integer(num_groups, "num_groups") < 1:
         raise ValueError(f"num_groups: got {num_groups}, wants a positive number")
     return _op(
-        x, weight, bias, check.choice(kind, "kind", KINDS), float(eps), num_groups or 0, scale, shift,
-        check.choice(activation, "activation", ACTIVATIONS),
+        x, weight, bias, check.choice(kind, "kind", KINDS), eps if type(eps) is float else check.number(eps, "eps"),
+        num_groups or 0, scale, shift, check.choice(activation, "activation", ACTIVATIONS),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from hexad_kernels import check
 from hexad_kernels import native as native_module
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
@@ -125,6 +126,7 @@ class Op:
                 are saved for it
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
+    renamed     schema name -> what errors call that argument
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Op:
         dtypes: tuple[torch.dtype, ...] = NATIVE_DTYPES,
         backward: Callable[..., list[Tensor]] | None = None,
         recover: Callable[..., tuple[Any, ...]] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -154,6 +157,7 @@ class Op:
         self.backward = backward
         self.recover = recover
         parsed = torch._C.parse_schema(f"{name}{schema}")
+        self.kinds = check.Kinds(parsed, renamed or {})
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
         self._native_here = native is not None and native_module.C is not None and not native_module.emulated
@@ -168,18 +172,24 @@ class Op:
         if _is_compiling():
             return self.torch_op(*args)
         forced = _forced.get()
-        if forced is None and self._on_cpu(args):
-            outputs = self.contract(*args)
-            if self.refuses is None or self.refuses(*args) is None:
-                self.native(outputs, *args)  # type: ignore[misc]
-                return outputs[0] if self.single else outputs
-        if forced == _EXPLAIN or self._eager(args):
-            return self.run(*args)
-        if forced == "reference":
-            # Plain autograd through plain torch: the forced reference is the whole computation.
-            self.contract(*args)
-            return self.reference(*args)
-        return self.torch_op(*args)
+        try:
+            if forced is None and self._on_cpu(args):
+                # The kernel's door refuses a value of the wrong kind.
+                outputs = self.contract(*args)
+                if self.refuses is None or self.refuses(*args) is None:
+                    self.native(outputs, *args)  # type: ignore[misc]
+                    return outputs[0] if self.single else outputs
+            self.kinds.check(args)
+            if forced == _EXPLAIN or self._eager(args):
+                return self.run(*args)
+            if forced == "reference":
+                # Plain autograd through plain torch: the forced reference is the whole computation.
+                self.contract(*args)
+                return self.reference(*args)
+            return self.torch_op(*args)
+        except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
+            self.kinds.blame(args)
+            raise
 
     def _on_cpu(self, args: tuple[Any, ...]) -> bool:
         """The common case, decided in a quarter of a microsecond: plain CPU tensors that the native kernel takes."""
@@ -429,7 +439,7 @@ class Op:
 
 def explain(name: str, *args: Any, **kwargs: Any) -> Explanation:
     """Which backend serves `name(*args, **kwargs)`, and why the others refuse. Nothing is computed."""
-    if name not in OPS:
+    if not isinstance(name, str) or name not in OPS:
         raise ValueError(f"name: got {name!r}, wants one of {', '.join(sorted(OPS))}")
     public = getattr(import_module("hexad_kernels"), name)
     token = _forced.set(_EXPLAIN)

@@ -45,9 +45,9 @@ class PackedWeight:
     """
 
     def __init__(self, panels: Tensor, form: str, shape: Sequence[int], dtype: torch.dtype, error: float = 0.0):
-        self.panels = panels
+        self.panels = check.tensor(panels, "panels", dtypes=(torch.int32,))
         self.form = form
-        self.code = FORMS[form]
+        self.code = check.choice(form, "form", FORMS)
         self.shape = torch.Size(shape)
         self.dtype = dtype
         self.error = error
@@ -100,6 +100,7 @@ def _empty(weight: Tensor, form: int) -> Tensor:
 
 def _dense(weight: Tensor) -> Tensor:
     check.tensor(weight, "weight", rank=2, dtypes=(torch.float32, torch.bfloat16))
+    check.dense(weight, "weight")
     return weight.detach()
 
 
@@ -127,6 +128,8 @@ def quantize(weight: Tensor, form: str) -> PackedWeight:
     """
     code = check.choice(form, "form", {"int8": INT8, "int4": INT4})
     weight = _dense(weight)
+    if weight.is_meta:
+        raise ValueError("weight: is on meta, wants numbers")
     if not torch.isfinite(weight).all():
         raise ValueError("weight: has NaN or infinity, wants finite numbers")
     panels = (_int8 if code == INT8 else _int4)(weight.float()) if weight.numel() else _empty(weight, code)
@@ -135,6 +138,8 @@ def quantize(weight: Tensor, form: str) -> PackedWeight:
     size = exact.norm().item()
     off = (unpack(panels, code, *weight.shape).double() - exact).norm().item()
     packed.error = off / size if size else off
+    if not packed.error < torch.inf:
+        raise ValueError("weight: spans more than float32 holds, wants smaller numbers")
     return packed
 
 

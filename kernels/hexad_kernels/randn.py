@@ -106,4 +106,8 @@ def randn(seeds: Tensor | Sequence[int], shape: Sequence[int], *, offset: int = 
     Returns (B, *shape) float32. A row depends on its own seed, `offset` and each element's place in the row
     only; a longer row starts with the shorter one's values.
     """
-    return _op(as_seeds(seeds), tuple(shape), offset)
+    try:
+        size = tuple(shape)
+    except TypeError:
+        raise TypeError(f"shape: got {check.described(shape)}, wants a sequence of integers") from None
+    return _op(as_seeds(seeds), size, offset)

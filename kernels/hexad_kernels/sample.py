@@ -205,15 +205,15 @@ def sample(
     rows: list[Tensor | None] = []
     for value, off in ((position, 0), (temperature, 0.0), (top_k, 0), (top_p, 1.0), (min_p, 0.0)):
         given = isinstance(value, Tensor)
-        scalar.append(off if given else value)
+        scalar.append(off if given else float(value) if type(value) is int and type(off) is float else value)
         rows.append(value if isinstance(value, Tensor) else None)
     if seeds is not None and not isinstance(seeds, Tensor):
-        seeds = as_seeds(seeds).to(logits.device)
+        seeds = as_seeds(seeds).to(check.tensor(logits, "logits", rank=2).device)
     for i in (1, 3, 4):
         v = rows[i]
         if v is not None and v.dtype == torch.float64 and logits.dtype != torch.float64:
             rows[i] = v.float()
     return _op(
-        logits, seeds, scalar[0], rows[0], float(scalar[1]), rows[1], scalar[2], rows[2],
-        float(scalar[3]), rows[3], float(scalar[4]), rows[4],
+        logits, seeds, scalar[0], rows[0], scalar[1], rows[1], scalar[2], rows[2], scalar[3], rows[3], scalar[4],
+        rows[4],
     )  # fmt: skip

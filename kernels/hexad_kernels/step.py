@@ -141,6 +141,7 @@ _op = Op(
     reference=reference,
     native=_native,
     cuda=True,
+    renamed={"h1": "history[0]", "h2": "history[1]", "h3": "history[2]"},
 )
 
 
@@ -169,9 +170,11 @@ def step(
     row that is asked for (not seen with a table on a GPU: reading it would stall the device). A sampler's
     step has no gradient here: an input that requires grad raises, unless backend("reference") is forced.
     """
+    if type(history) is not tuple and (isinstance(history, str) or not isinstance(history, Sequence)):
+        raise TypeError(f"history: got {check.described(history)}, wants a tuple of at most 3 tensors")
     h = tuple(history)
     if len(h) != 3:
-        if len(h) > 3 or isinstance(history, Tensor):
+        if len(h) > 3:
             raise ValueError(f"history: got {len(h)} tensors, wants a tuple of at most 3")
         h = (*h, None, None, None)[:3]
     return tuple(_op(table, index, x, model_output, uncond, *h, last, noise, outputs))

@@ -52,8 +52,8 @@ class Report:
 def register() -> None:
     """Make "hexad" a name for `model.set_attention_backend(...)` and `attention_backend(...)`. Idempotent.
 
-    The backend serves float32 and bfloat16 (float16 and float64 through the reference), masks, causality, grouped
-    heads. It raises ValueError for dropout and for context parallelism.
+    The backend serves float32, bfloat16 and, on the CPU, float16 (others through the reference), masks, causality,
+    grouped heads. It raises ValueError for dropout and for context parallelism.
     """
     check_version("diffusers", LOWEST, BELOW)
     attention.register()
@@ -79,12 +79,12 @@ def accelerate(pipe: Host) -> Host:
 
 def report(pipe: object) -> Report:
     """What `accelerate(pipe)` replaced and left; empty when it was not called."""
-    return vars(pipe).get(_KEY, Report())
+    return getattr(pipe, "__dict__", {}).get(_KEY, Report())
 
 
 def restore(pipe: Host) -> Host:
     """Undo `accelerate(pipe)`; returns it."""
-    for owner, attribute, present, value in reversed(vars(pipe).pop(_KEY, Report()).before):
+    for owner, attribute, present, value in reversed(getattr(pipe, "__dict__", {}).pop(_KEY, Report()).before):
         if present:
             setattr(owner, attribute, value)
         else:

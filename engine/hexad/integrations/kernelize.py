@@ -168,7 +168,11 @@ def kernelize(model: nn.Module) -> dict[str, str]:
     for every model of that file. ValueError for another mode, dtype or device.
     """
     warn_if_untested("kernels", *TESTED)
-    parameter = next(model.parameters())
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, wants a torch.nn.Module")
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        return {}
     if model.training or parameter.dtype not in layers.DTYPES or not parameter.is_cpu:
         raise ValueError(
             f"model: got {parameter.dtype} on {parameter.device}{' in training mode' if model.training else ''}, wants "

@@ -33,6 +33,8 @@ def convert(flow: nn.Module) -> Any:
     from nflows import flows, transforms
 
     check_version("nflows", LOWEST, BELOW)
+    if not isinstance(flow, nn.Module):
+        raise unknown("flow", flow, "wants a Flow or Transform")
     for place, layer in flow.named_modules():
         if isinstance(layer, transforms.ActNorm) and layer.training and not layer.initialized:
             raise ValueError(f"{place}: an ActNorm that has not seen its first batch; run one through the model first")

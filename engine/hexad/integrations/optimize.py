@@ -8,7 +8,7 @@ report.undo()        # the host's own layers again
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -109,7 +109,15 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, keep: Sequence[str]) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, wants a torch.nn.Module")
+    if isinstance(keep, str) or not isinstance(keep, Collection):
+        raise TypeError(f"keep: got {keep!r}, wants a list of module names")
+    names = {name for name, _ in model.named_modules()}
+    for kept in keep:
+        if kept not in names:
+            raise ValueError(f"keep: got {kept!r}, wants names of the model's modules, such as {max(names)!r}")
     for name, module in model.named_modules():
         if hasattr(module, "_hexad"):
             raise ValueError(f"model: {name or 'it'} is optimized already; undo that first")
@@ -131,11 +139,12 @@ def optimize(
 
     Classes, parameters, hooks and state_dict stay; so do values loaded later. In training mode, under autocast and
     where gradients are recorded the host's layers run. Returns an Optimized: what was replaced, what was left and why,
-    and `undo()`. Raises ValueError (arguments, parameters elsewhere than on the CPU, a model that is optimized already)
-    or NotImplementedError (a form of weights that this version lacks), and then the model is as it was.
+    and `undo()`. Raises TypeError or ValueError (arguments, parameters elsewhere than on the CPU, a model that is
+    optimized already) or NotImplementedError (a form of weights that this version lacks), and then the model is as it
+    was.
     """
     form = layers.check_weights(weights)
-    _check(model)
+    _check(model, keep)
     report = Optimized(weights=form)
     try:
         if attention:

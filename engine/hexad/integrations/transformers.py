@@ -120,7 +120,10 @@ def attend(
     causal = query.shape[2] > 1 and attention_mask is None and is_causal
     if position_bias is not None:
         attention_mask = _biased(position_bias, attention_mask)
-    sinks: dict[str, Any] = {} if s_aux is None else {"sinks": s_aux}
+    sinks: dict[str, Any] = {}
+    if s_aux is not None:
+        # A parameter of the model's dtype; the kernels take what joins a sum of scores in the scores' own.
+        sinks["sinks"] = s_aux.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
     out = hk.attention(
         query, key, value,
         causal="upper_left" if causal else False, mask=attention_mask, softcap=softcap, scale=scaling, **sinks,
