@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -80,8 +81,8 @@ def main(path: str) -> None:
         console.print(verdicts(found))
     measured = [r for r in found if "roofs" in r]
     if measured:
-        roofs = measured[0]["roofs"]
-        console.print("roofs of this run: " + ", ".join(f"{k} {v:.1f}" for k, v in roofs.items()))
+        roofs = {k: median(r["roofs"][k] for r in measured) for k in measured[0]["roofs"]}
+        console.print("roofs, medians over the cases: " + ", ".join(f"{k} {v:.1f}" for k, v in roofs.items()))
         plot(measured, roofs, Path(path).with_suffix(".png"))
         console.print(f"wrote {path} and {Path(path).with_suffix('.png')}")
 

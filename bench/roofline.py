@@ -39,7 +39,7 @@ def best_rate(work: Callable[[], float], repeats: int = 7) -> float:
     return median(rates)
 
 
-def measure(megabytes: int = 256) -> Roofs:
+def measure(megabytes: int = 256, repeats: int = 7) -> Roofs:
     c = native.C
     sink = torch.empty(256)
     flops = torch.empty(1, dtype=torch.float64)
@@ -55,12 +55,12 @@ def measure(megabytes: int = 256) -> Roofs:
         return elements * 4.0 * (2 if kind == 3 else 1)
 
     try:
-        bf16 = best_rate(lambda: arithmetic(1)) / 1e9
+        bf16 = best_rate(lambda: arithmetic(1), repeats) / 1e9
     except NotImplementedError:
         bf16 = 0.0
     return Roofs(
-        fma_fp32=best_rate(lambda: arithmetic(0)) / 1e9,
+        fma_fp32=best_rate(lambda: arithmetic(0), repeats) / 1e9,
         dot_bf16=bf16,
-        read=best_rate(lambda: memory(2)) / 1e9,
-        copy=best_rate(lambda: memory(3)) / 1e9,
+        read=best_rate(lambda: memory(2), repeats) / 1e9,
+        copy=best_rate(lambda: memory(3), repeats) / 1e9,
     )

@@ -4,8 +4,8 @@
 // those of the network over the whole image, bit for bit.
 #include "op/gated_pixelcnn.h"
 
-#include "cpu/weight_panel.h"
 #include "cpu/parallel.h"
+#include "cpu/weight_panel.h"
 #include "op/sample.h"
 
 namespace hexad {

@@ -1,13 +1,14 @@
 // Causal convolution. A sum runs over the mask's taps in raster order, and over the inputs at each
 // tap: only taps of the mask are multiplied, and all three forms (image, row, pixel) give the same
 // bits. Places off the image count as zeros. The weights of a call are first laid out in
-// panels (weight_panel.h); nothing is kept from one call to the next that a change of them would outdate.
+// panels (weight_panel.h); nothing is kept from one call to the next that a change of them would
+// outdate.
 #include "op/maskedconv.h"
 
 #include <type_traits>
 
-#include "cpu/weight_panel.h"
 #include "cpu/parallel.h"
+#include "cpu/weight_panel.h"
 
 namespace hexad {
 namespace {

@@ -4,8 +4,8 @@
 #include "op/vq.h"
 
 #include "cpu/dot.h"
-#include "cpu/weight_panel.h"
 #include "cpu/parallel.h"
+#include "cpu/weight_panel.h"
 
 namespace hexad {
 namespace {
