@@ -60,6 +60,7 @@ def test_op(benchmark, name, case, dtype):
         intensity=work.flops / max(work.bytes * size / 4, 1),
         bound="memory" if of_memory >= of_arithmetic else "arithmetic",
         roof_fraction=max(of_memory, of_arithmetic),
+        memory_fraction=of_memory,
         vs_eager=theirs / mine,
         vs_compile=inductor / mine,
         roofs=roofs.as_dict(),
