@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import hexad_kernels as hk
 from hexad.integrations import layers, matching
-from hexad.integrations.versions import warn_if_untested
+from hexad.integrations.host import check_version
 
-TESTED = ("0.17", "0.17")
+TESTED = ("0.17", "0.18")  # from, below
 
 
 class RMSNorm(nn.Module):
@@ -167,7 +167,7 @@ def kernelize(model: nn.Module) -> dict[str, str]:
     Returns name -> layer for what was replaced. Rotary functions belong to a host's file, not to a model: they change
     for every model of that file. ValueError for another mode, dtype or device.
     """
-    warn_if_untested("kernels", *TESTED)
+    check_version("kernels", *TESTED)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, wants a torch.nn.Module")
     parameter = next(model.parameters(), None)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import hexad_kernels as hk
 
 DTYPES = (torch.float32, torch.bfloat16)
-EXACT = "packed" if hasattr(hk, "pack") else "dense"
 
 Forward = Callable[..., Tensor]
 
@@ -61,14 +60,11 @@ def host_serves(x: Tensor, *parameters: Tensor) -> bool:
 
 
 def check_weights(weights: str | None) -> str:
-    """The form that `weights` asks for; None is the fastest exact one that this build has."""
+    """The form that `weights` asks for; None is the fastest exact one."""
     forms = (None, "dense", "packed", "int8", "int4")
     if weights not in forms:
         raise ValueError(f"weights: got {weights!r}, wants one of {', '.join(map(repr, forms))}")
-    needed = {"packed": "pack", "int8": "quantize", "int4": "quantize"}.get(weights or "")
-    if needed and not hasattr(hk, needed):
-        raise NotImplementedError(f"weights: {weights!r} needs hexad_kernels.{needed}, which this version lacks")
-    return weights or EXACT
+    return weights or "packed"
 
 
 def is_conv1d(module: nn.Module) -> bool:

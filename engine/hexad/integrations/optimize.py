@@ -77,17 +77,13 @@ def _attention(model: Any, report: Optimized) -> None:
         return
     from hexad.integrations import transformers
 
-    reason = transformers.refusal(model)
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "set_attn_implementation")}
     before = [(config, config._attn_implementation) for config in configs.values()]
-    if reason is None:
-        transformers.register()
-        try:
-            model.set_attn_implementation(transformers.NAME)
-        except ValueError as error:
-            reason = str(error)
-    if reason is not None:
-        report.left["attention"] = reason
+    transformers.register()
+    try:
+        model.set_attn_implementation(transformers.NAME)
+    except ValueError as error:
+        report.left["attention"] = str(error)
         return
     report.replaced["attention"] = "attention"
 
@@ -140,8 +136,7 @@ def optimize(
     Classes, parameters, hooks and state_dict stay; so do values loaded later. In training mode, under autocast and
     where gradients are recorded the host's layers run. Returns an Optimized: what was replaced, what was left and why,
     and `undo()`. Raises TypeError or ValueError (arguments, parameters elsewhere than on the CPU, a model that is
-    optimized already) or NotImplementedError (a form of weights that this version lacks), and then the model is as it
-    was.
+    optimized already), and then the model is as it was.
     """
     form = layers.check_weights(weights)
     _check(model, keep)

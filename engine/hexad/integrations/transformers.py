@@ -13,7 +13,6 @@ What the host asks for and hexad does not do raises before anything is computed.
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -24,11 +23,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.utils.output_capturing import _active_collector
 
 import hexad_kernels as hk
-from hexad.integrations.versions import warn_if_untested
+from hexad.integrations.host import check_version
 
 NAME = "hexad"
-TESTED = ("5.22", "5.23")
-_SINKS = "sinks" in inspect.signature(hk.attention).parameters
+TESTED = ("5.22", "5.24")  # from, below
 
 
 class Unsupported(ValueError):
@@ -40,16 +38,9 @@ def register() -> None:
 
     Warns once if the installed transformers is outside the range that was tested.
     """
-    warn_if_untested("transformers", *TESTED)
+    check_version("transformers", *TESTED)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, mask)
-
-
-def refusal(model: torch.nn.Module) -> str | None:
-    """Why `model` can't have this attention, as far as its modules tell; None if nothing speaks against it."""
-    if not _SINKS and any(isinstance(getattr(m, "sinks", None), Tensor) for m in model.modules()):
-        return "attention sinks are not supported by this version of hexad"
-    return None
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -57,7 +48,7 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return sdpa_mask(*args, **kwargs)
 
 
-def _refuse(attention_mask: Tensor | None, dropout: float, s_aux: Tensor | None, asked: dict[str, Any]) -> None:
+def _refuse(attention_mask: Tensor | None, dropout: float, asked: dict[str, Any]) -> None:
     if ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.get(NAME) is not mask:
         raise RuntimeError(
             f"attention_mask: the mask function of {NAME!r} is not registered, so padding and windows would be lost; "
@@ -67,8 +58,6 @@ def _refuse(attention_mask: Tensor | None, dropout: float, s_aux: Tensor | None,
         raise Unsupported(f"attention_mask: got {attention_mask.ndim} dimensions, wants (B, 1, Sq, Skv) or None")
     if dropout:
         raise Unsupported(f"dropout: got {dropout}, attention has none; call model.eval() or set it to 0 in the config")
-    if s_aux is not None and not _SINKS:
-        raise Unsupported("s_aux: attention sinks are not supported by this version of hexad; use 'eager'")
     # Some models name the wish in the call, for others the host records what layers return.
     if asked.get("output_attentions") or any("attentions" in key for key in _active_collector.get() or ()):
         raise Unsupported("output_attentions: attention weights are never computed; use 'eager'")
@@ -114,7 +103,7 @@ def attend(
     softcap         of Gemma-2; s_aux: a sink's logit per head, of gpt-oss; position_bias: of T5, added to the scores
     Returns (B, Sq, Hq, Dv) contiguous, and no weights. Raises Unsupported or RuntimeError before computing.
     """
-    _refuse(attention_mask, dropout, s_aux, asked)
+    _refuse(attention_mask, dropout, asked)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     causal = query.shape[2] > 1 and attention_mask is None and is_causal
