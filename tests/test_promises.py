@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hexad_kernels
-from hexad_kernels.op import OPS
+from hexad_kernels.op import OPS, BackendError
 from tests import promises
 from tests.cases import Call, build, cases, rand
 
@@ -37,8 +37,10 @@ def served_by_the_backend(request, backend_name):
             pytest.skip(f"{name} has no Triton kernel")
         if not OPS[name].cuda and backend_name.startswith("cuda"):
             pytest.skip(f"{name} has no CUDA kernel")
-        if case.cpu_only:
-            pytest.skip("only the CPU's kernel serves this case")
+        if backend_name.split("-")[0] in case.without:
+            with hexad_kernels.backend(backend_name), pytest.raises(BackendError):
+                promises.invoke(name, build(case, case.dtypes[0]))
+            pytest.skip("its kernel refuses this case")
         if slow(backend_name, case, request.node.originalname):
             pytest.skip(f"too slow for {backend_name}")
     with hexad_kernels.backend(backend_name):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 MAX_HEAD_DIM = 3840  # what the CPU kernels' scratch holds
 FAR = 2**40  # beyond any sequence, and no overflow when added to a position
@@ -172,11 +172,11 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> str | None:
     return None
 
 
-def _refuses(
+def _cuda_refuses(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
     softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> str | None:  # fmt: skip
-    if (alibi_slopes is not None or sinks is not None) and (not q.is_cpu or native.emulated):
+    if alibi_slopes is not None or sinks is not None:
         return "alibi_slopes and sinks: its kernels have neither"
     return refuses(q, k, v)
 
@@ -215,8 +215,9 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=True,
-    refuses=_refuses,
+    cuda=NATIVE_DTYPES,
+    refuses=refuses,
+    cuda_refuses=_cuda_refuses,
     gradients=(0, 1, 2, 3, 9, 10),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     backward=_backward,

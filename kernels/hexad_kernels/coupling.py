@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, memory, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 SPLITS = {"channel": 0, "checkerboard": 1}
 SCALE_MAPS = {"exp": 0, "tanh": 1, "sigmoid": 2}
@@ -144,7 +144,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=True,
+    cuda=NATIVE_DTYPES,
     gradients=(0, 1, 2),
     backward=_backward,
     recover=_recover,

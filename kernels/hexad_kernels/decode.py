@@ -28,7 +28,7 @@ from torch import Tensor
 from hexad_kernels import check, native
 from hexad_kernels.attention import check_heads, check_numbers, refuses, window_sides
 from hexad_kernels.attention import reference as attend
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 INDEX = (torch.int32,)
 CACHE = (*check.FLOATS, torch.int8)
@@ -188,10 +188,8 @@ def gpu_refuses(
     return None
 
 
-def _refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
-    if not q.is_cpu or native.emulated:
-        return refuses(q, k_cache, v_cache) or gpu_refuses(*rest[-4:])
-    return refuses(q, k_cache, v_cache)
+def _cuda_refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
+    return refuses(q, k_cache, v_cache) or gpu_refuses(*rest[-4:])
 
 
 _op = Op(
@@ -201,8 +199,9 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=True,
-    refuses=_refuses,
+    cuda=NATIVE_DTYPES,
+    refuses=refuses,
+    cuda_refuses=_cuda_refuses,
 )
 
 

@@ -62,6 +62,15 @@ def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
             yield from (b for b in a if isinstance(b, Tensor))
 
 
+def _device(args: tuple[Any, ...]) -> str:
+    return next((a.device.type for a in _tensors(args)), "cpu")
+
+
+def _preferred(kind: str) -> tuple[str, ...]:
+    """The backends for a device type, the first to ask first."""
+    return ("cpu",) if kind == "cpu" else ("cuda", "triton")
+
+
 class BackendError(RuntimeError):
     """A forced backend cannot serve the call; the text says why."""
 
@@ -118,12 +127,14 @@ class Op:
     contract    checks shapes, dtypes, devices; returns the tuple of empty outputs
     reference   plain torch: the same arguments, returns the outputs
     native      (outputs, *args): calls the compiled kernel; None if there is none
-    cuda        whether `native` has CUDA kernels
+    cuda        floating dtypes of the native CUDA kernels; () if there are none
     gradients   indices of the arguments that get gradients (through the reference, or by `backward`)
-    refuses     (*args) -> reason the native kernels can't serve these arguments, or None
+    refuses     (*args) -> reason the CPU's native kernel can't serve these arguments, or None
+    cuda_refuses  the same of the CUDA kernels
     dtypes      floating dtypes of the CPU's native kernel
-    backward    (grads, needed, args, outputs) -> gradients of the needed arguments, by a native CPU kernel; outputs
-                are saved for it
+    backward    (grads, needed, args, outputs) -> gradients of the needed arguments, by kernels; outputs are saved
+                for it
+    backward_on  the backends that have those kernels
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
     renamed     schema name -> what errors call that argument
@@ -137,11 +148,13 @@ class Op:
         contract: Callable[..., tuple[Tensor, ...]],
         reference: Callable[..., Any],
         native: Callable[..., None] | None = None,
-        cuda: bool = False,
+        cuda: tuple[torch.dtype, ...] = (),
         gradients: Sequence[int] = (),
         refuses: Callable[..., str | None] | None = None,
+        cuda_refuses: Callable[..., str | None] | None = None,
         dtypes: tuple[torch.dtype, ...] = NATIVE_DTYPES,
         backward: Callable[..., list[Tensor]] | None = None,
+        backward_on: tuple[str, ...] = ("cpu",),
         recover: Callable[..., tuple[Any, ...]] | None = None,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
@@ -152,9 +165,11 @@ class Op:
         self.cuda = cuda
         self.gradients = tuple(gradients)
         self.refuses = refuses
+        self.cuda_refuses = cuda_refuses
         self.dtypes = dtypes
         self._accepted = sum(map(_dtype_bit, (*dtypes, *_INTEGERS)))
         self.backward = backward
+        self.backward_on = backward_on
         self.recover = recover
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.kinds = check.Kinds(parsed, renamed or {})
@@ -237,16 +252,15 @@ class Op:
 
     def _choose(self, args: tuple[Any, ...]) -> str:
         forced = _forced.get()
-        kind = next((a.device.type for a in _tensors(args)), "cpu")
+        kind = _device(args)
         if forced is not None and forced != _EXPLAIN:
             reason = self.refusal(forced, args)
             if reason:
                 raise BackendError(f"{self.name}: backend {forced!r} can't serve this call: {reason}")
             return forced
-        preferred = ("cpu",) if kind == "cpu" else ("cuda", "triton")
         refusals: dict[str, str] = {}
         chosen = "reference"
-        for name in preferred:
+        for name in _preferred(kind):
             reason = self.refusal(name, args)
             if reason is None:
                 chosen = name
@@ -265,8 +279,7 @@ class Op:
         """Why backend `name` cannot serve these arguments; None if it can."""
         if name == "reference":
             return None
-        tensors = list(_tensors(args))
-        kind = tensors[0].device.type if tensors else "cpu"
+        kind = _device(args)
         if name in NATIVE_DEVICES:
             if self.native is None or (name != "cpu" and not self.cuda):
                 return f"{self.name} has no {name} kernel"
@@ -278,12 +291,12 @@ class Op:
                 return f"HEXAD_CUDA_EMULATED was {'' if native_module.emulated else 'not '}set when the process started"
             if name == "cuda" and native_module.C.cuda_missing():
                 return native_module.C.cuda_missing()
-            dtypes = self.dtypes if name == "cpu" else NATIVE_DTYPES
-            for a in tensors:
+            dtypes, refuses = (self.dtypes, self.refuses) if name == "cpu" else (self.cuda, self.cuda_refuses)
+            for a in _tensors(args):
                 if a.dtype.is_floating_point and a.dtype not in dtypes:
                     known = " and ".join(str(d).removeprefix("torch.") for d in dtypes)
                     return f"{a.dtype} (its kernels are for {known})"
-            return self.refuses(*args) if self.refuses else None
+            return refuses(*args) if refuses else None
         if name == "triton" and _interpreting:
             return "TRITON_INTERPRET=1 is set: the backend is triton-interpreted"
         if name == "triton-interpreted" and not _interpreting:
@@ -376,11 +389,16 @@ class Op:
         # The dispatcher resolves what it finds in arguments and in lists, but not in lists of optional tensors.
         grads = [None if g is None else g.resolve_neg() for g in grads]
         if self.backward is not None:
-            if _forced.get() in (None, "cpu") and self.refusal("cpu", self._shaped(outputs, args)) is None:
+            if self._serves_backward(self._shaped(outputs, args)):
                 return self.backward(grads, needed, args, outputs)
             if args[0] is None and self.recover is not None:
                 args = self.recover(args, outputs)
         return self._reference_backward(grads, needed, args)
+
+    def _serves_backward(self, args: tuple[Any, ...]) -> bool:
+        forced = _forced.get()
+        names = _preferred(_device(args)) if forced is None else (forced,)
+        return any(name in self.backward_on and self.refusal(name, args) is None for name in names)
 
     def _reference_backward(
         self, grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...]

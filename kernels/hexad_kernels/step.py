@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, memory, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 STATE = (torch.float32, torch.float64)
 STATES = ("x", "history[0]", "history[1]", "history[2]", "last", "noise")
@@ -140,7 +140,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=True,
+    cuda=NATIVE_DTYPES,
     renamed={"h1": "history[0]", "h2": "history[1]", "h3": "history[2]"},
 )
 

@@ -51,7 +51,7 @@ class Case:
     small         cheap enough for interpreted and emulated kernels
     bench         also measured by bench/
     bench_only    too large for the tests
-    cpu_only      options or sizes that no GPU kernel serves
+    without       GPU backends ("cuda", "triton") whose kernel refuses the options or sizes
     dtypes        dtypes to test
     statistics    arguments, by place or by name, that stay float32 in any narrower dtype
     """
@@ -64,7 +64,7 @@ class Case:
     small: bool = False
     bench: bool = False
     bench_only: bool = False
-    cpu_only: bool = False
+    without: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     statistics: tuple[int | str, ...] = ()
     work: Work | None = None
