@@ -157,11 +157,11 @@ def test_gpu_backends_refuse_slopes_and_sinks():
     for options in ({"alibi_slopes": torch.zeros(4)}, {"sinks": torch.zeros(4)}):
         refusals = hexad_kernels.explain("attention", q, k, v, **options)
         assert refusals.served_by == "cpu"
-    from hexad_kernels.attention import _refuses
+    from hexad_kernels.attention import _cuda_refuses
 
     meta = [t.to("meta") for t in (q, k, v)]
-    assert "alibi_slopes and sinks" in _refuses(*meta, None, 0, -1, -1, None, None, torch.zeros(4), None)
-    assert _refuses(*meta, None, 0, -1, -1, None, None, None, None) is None
+    assert "alibi_slopes and sinks" in _cuda_refuses(*meta, None, 0, -1, -1, None, None, torch.zeros(4), None)
+    assert _cuda_refuses(*meta, None, 0, -1, -1, None, None, None, None) is None
 
 
 @pytest.mark.parametrize(
