@@ -1,6 +1,7 @@
 // A table of contents: a line per op.
 #include "call.h"
 #include "lane.h"
+#include "quick.h"
 
 PYBIND11_MODULE(_C, m) {
   m.def("abi_version", &hexad_abi_version);
@@ -12,6 +13,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("openmp_path", [] { return std::string(hexad_openmp_path()); });
   m.def("cuda_missing", [] { return std::string(hexad_cuda_missing()); });
   add_lane(m);
+  quick::add(m);
 
   add_door<hexad_append_kv>(m, "append_kv");
   add_door<hexad_attention>(m, "attention");

@@ -17,12 +17,21 @@ struct DLPackManagedTensor {
   void (*deleter)(DLPackManagedTensor*);
 };
 
+struct DLPackVersioned {
+  uint32_t major, minor;
+  void* manager_ctx;
+  void (*deleter)(DLPackVersioned*);
+  uint64_t flags;
+  hexad_tensor tensor;
+};
+
 struct DLPackExchange {
   uint32_t major, minor;
   DLPackExchange* older;
-  void* allocate;
+  int (*allocate)(hexad_tensor* like, DLPackVersioned** out, void* context,
+                  void (*complain)(void* context, const char* kind, const char* text));
   void* from_object;
-  void* to_object;
+  int (*to_object)(DLPackVersioned* stolen, void** out);
   int (*borrow)(void* object, hexad_tensor* out);
   int (*stream)(int32_t device_type, int32_t device_id, void** out);
 };

@@ -50,6 +50,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _plain_on_cpu: Any = native_module.C and native_module.C.plain_on_cpu
+_quick = native_module.C is not None and not native_module.emulated
 _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -85,6 +86,9 @@ _environment = os.environ.get("HEXAD_BACKEND") or None
 _forced: ContextVar[str | None] = ContextVar(
     "hexad_backend", default=_known(_environment, "HEXAD_BACKEND") if _environment else None
 )
+
+if _quick:
+    native_module.C.quick_guards(_forced, _dispatch_modes, _functorch_active, _is_grad_enabled)
 
 
 @contextmanager
@@ -176,6 +180,8 @@ class Op:
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
         self._native_here = native is not None and native_module.C is not None and not native_module.emulated
+        # The common eager call whole, in C (bindings/quick.h); None: not that, or not right.
+        self._quick = getattr(native_module.C, f"quick_{name}", None) if _quick else None
         self._triton: Any = None
         self._warned: set[str] = set()
         self._register(schema)
@@ -186,6 +192,10 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         if _is_compiling():
             return self.torch_op(*args)
+        if self._quick is not None:
+            result = self._quick(*args)
+            if result is not None:
+                return result
         forced = _forced.get()
         try:
             if forced is None and self._on_cpu(args):
