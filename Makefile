@@ -26,7 +26,7 @@ test: build
 
 bench: build
 	mkdir -p out/bench
-	$(BIN)/python -m pytest bench/bench_ops.py bench/bench_pixelcnn.py bench/bench_overhead.py --timeout=0 --benchmark-json=out/bench/bench.json
+	$(BIN)/python -m pytest bench/bench_ops.py bench/bench_relations.py bench/bench_pixelcnn.py bench/bench_overhead.py --timeout=0 --benchmark-json=out/bench/bench.json
 	$(BIN)/python -m bench.report out/bench/bench.json
 
 bench-peers: build

@@ -123,7 +123,8 @@ def norm(
         else:
             y = F.group_norm(x, num_groups, weight, bias, eps)
         if scale is not None or shift is not None:
-            middle = (slice(None), *[None] * (x.ndim - 2), slice(None))
+            inner = [None] * (x.ndim - 2)
+            middle = (slice(None), slice(None), *inner) if kind == "group" else (slice(None), *inner, slice(None))
             y = y * (1 + scale[middle]) if scale is not None else y
             y = y + shift[middle] if shift is not None else y
         return F.silu(y) if activation == "silu" else y
@@ -180,7 +181,7 @@ def step(table, index, x, model_output, uncond=None, *, history=(), last=None, n
 
 def vq(x, codebook):
     def run():
-        index = torch.cdist(x.flatten(0, -2).float(), codebook.float()).argmin(-1)
+        index = torch.cdist(x.reshape(-1, x.shape[-1]).float(), codebook.float()).argmin(-1).view(x.shape[:-1])
         return codebook[index], index
 
     return run

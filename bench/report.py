@@ -28,7 +28,11 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for heading in ("op", "case", "dtype"):
         shown.add_column(heading)
     peers = any("vs_peer" in r for r in rows)
-    ratios = {"peer": "peer", "x peer": "vs_peer"} if peers else {"x eager": "vs_eager", "x compile": "vs_compile"}
+    ratios = (
+        {"peer": "peer", "x peer": "vs_peer"}
+        if peers
+        else {"x eager": "vs_eager", "x compile": "vs_compile", "x other": "vs_other"}
+    )
     for heading in ("us", "GB/s", "GFLOP/s", "% of roof", *ratios):
         shown.add_column(heading, justify="right")
     for r in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from normflows.flows import Invertible1x1Conv
+from normflows.flows import ActNorm, Invertible1x1Conv
 from normflows.flows.affine.coupling import AffineCoupling
 from torch import nn
 
@@ -42,3 +42,25 @@ def invconv(x, weight, bias=None):
     with torch.no_grad():
         flow.W.copy_(weight.inverse())  # its forward applies the inverse of W
     return lambda: flow(x)[0]
+
+
+def glow_step(x, shift, log_scale, weight, actnorm_log_scale, actnorm_offset):
+    """Actnorm, 1x1 convolution, affine coupling: what its GlowBlock does, the conditioner's output given."""
+    channels = x.shape[1]
+    actnorm = ActNorm((channels, 1, 1))
+    mix = Invertible1x1Conv(channels, use_lu=False)
+    with torch.no_grad():
+        # its forward maps s and t as z exp(s) + t; ours is exp(s) (z + b)
+        actnorm.s.copy_(actnorm_log_scale.view_as(actnorm.s))
+        actnorm.t.copy_((actnorm_log_scale.exp() * actnorm_offset).view_as(actnorm.t))
+        actnorm.data_dep_init_done.fill_(1)
+        mix.W.copy_(weight.inverse())  # its forward applies the inverse of W
+    flow = AffineCoupling(_Given(shift, log_scale), scale_map="sigmoid_inv")
+
+    def run():
+        z, log_det = actnorm(x)
+        z, more = mix(z)
+        halves, most = flow([z[:, : channels - channels // 2], z[:, channels - channels // 2 :]])
+        return torch.cat(halves, 1), log_det + more + most
+
+    return run

@@ -44,6 +44,8 @@ CASES = [
     case("no_features", (3, 0)),
     case("no_space", (2, 4, 0), kind="group", num_groups=2),
     case("transformer", (512, 768), bench=True),
+    case("large", (8192, 2048), bench=True, bench_only=True),
+    case("large_rms", (8192, 2048), kind="rms", bias=False, bench=True, bench_only=True),
     case("transformer_rms", (512, 768), kind="rms", bias=False, bench=True, bench_only=True),
     case("unet", (4, 128, 64, 64), kind="group", num_groups=32, activation="silu", bench=True, bench_only=True),
 ]

@@ -35,5 +35,6 @@ CASES = [
     case("pair", (1, 1, 3, 2)),
     case("empty_batch", (0, 2, 3, 8)),
     case("no_rows", (2, 2, 0, 8)),
+    case("large", (4, 32, 2048, 64), bench=True, bench_only=True),
     case("gpt", (1, 12, 1024, 64), bench=True),
 ]

@@ -67,5 +67,6 @@ CASES = [
     case("one_element", (1,), rows=[{X: 1.0, P: 2.0}]),
     case("empty_batch", (0, 4, 2), rows=[{X: 1.0, P: 2.0}]),
     case("latents", (8, 4, 64, 64), guidance=4.0, bench=True, **DDIM),
+    case("large", (64, 4, 256, 256), guidance=4.0, bench=True, bench_only=True, **DDIM),
     case("million", (4, 4, 256, 256), guidance=4.0, bench=True, bench_only=True, **DDIM),
 ]  # fmt: skip
