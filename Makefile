@@ -32,7 +32,7 @@ bench: build
 bench-peers: build
 	mkdir -p out/bench
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation -e ".[dev,peers]"
-	$(BIN)/python -m pytest bench/bench_peers.py --timeout=0 --benchmark-json=out/bench/peers.json
+	$(BIN)/python -m pytest bench/bench_peers.py bench/bench_peers_text.py --timeout=0 --benchmark-json=out/bench/peers.json
 	$(BIN)/python -m bench.report out/bench/peers.json
 
 lint: build
