@@ -94,6 +94,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    batch=lambda *_: {0: 1},
 )
 
 

@@ -175,6 +175,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    batch=lambda *_: {0: 2, 1: 1, 3: 1, 5: 1, 7: 1, 9: 1, 11: 1},
 )
 
 
