@@ -34,8 +34,7 @@ with torch.no_grad():
     with tempfile.TemporaryDirectory() as folder:  # a package calls the ops: its process imports hexad_kernels
         path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/block.pt2")
         packaged = torch._inductor.aoti_load_package(path)(x)
-
-per_sample = vmap(grad(lambda sample: block(sample[None]).pow(2).sum()))(x)
+    per_sample = vmap(grad(lambda sample: block(sample[None]).pow(2).sum()))(x)
 print("gradients of each sample:", tuple(per_sample.shape))
 print(
     "largest difference of the compiled and the packaged:",

@@ -220,6 +220,22 @@ def test_gradients_of_each_sample_of_attention_are_folded():
             same(g[i], w)
 
 
+def test_gradients_of_inputs_where_parameters_want_theirs_too():
+    layer, x = nn.Linear(8, 4), torch.randn(5, 8)
+
+    def loss(row):
+        return hk.linear(row, layer.weight, layer.bias, activation="gelu").pow(2).sum()
+
+    def theirs(row):
+        return torch.nn.functional.gelu(layer(row)).pow(2).sum()
+
+    same(vmap(grad(loss))(x), vmap(grad(theirs))(x))
+    grad(loss)(x[0]).sum().backward()
+    got, layer.weight.grad = layer.weight.grad, None
+    grad(theirs)(x[0]).sum().backward()
+    same(got, layer.weight.grad)
+
+
 def test_an_ensemble_by_functional_call():
     class Block(nn.Module):
         def __init__(self):

@@ -58,6 +58,16 @@ def refuse_tangents(name: str, args: Sequence[Any]) -> None:
         )
 
 
+def leaf(value: Tensor) -> Tensor:
+    """An alias that gradients of this level can be taken of, also inside torch.func."""
+    before = torch._C._functorch.get_inplace_requires_grad_allowed()
+    torch._C._functorch.set_inplace_requires_grad_allowed(True)
+    try:
+        return value.view_as(value).requires_grad_()
+    finally:
+        torch._C._functorch.set_inplace_requires_grad_allowed(before)
+
+
 def below(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
     """The op itself, under autograd of this level; levels below it may record what they like."""
     outer = torch._C._functorch.peek_interpreter_stack() is not None
