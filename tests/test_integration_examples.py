@@ -12,6 +12,7 @@ PAGES = {
     "diffusers": ("diffusers", "diffusers_pipeline"),
     "flows": ("normflows", "normflows_glow"),
     "torch": ("torch", "torch_package"),
+    "arrays": ("numpy", "numpy_arrays"),
 }
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from hexad_kernels import check, transforms
+from hexad_kernels import arrays, check, transforms
 from hexad_kernels import native as native_module
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
@@ -187,6 +187,7 @@ class Op:
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
         self.mutates = parsed.is_mutable
+        self.written = [a.alias_info is not None and a.alias_info.is_write for a in parsed.arguments]
         self._native_here = native is not None and native_module.C is not None and not native_module.emulated
         self._triton: Any = None
         self._warned: set[str] = set()
@@ -227,8 +228,11 @@ class Op:
                     return self.reference(*args)
             return self.torch_op(*args)
         except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
-            self.kinds.blame(args)
-            raise
+            if not arrays.among(args):
+                self.kinds.blame(args)
+                raise
+        # Not inside the except clause: what is wrong with the call then has nothing to do with tensors.
+        return arrays.serve(self, args, [name for name, *_ in self.kinds.kinds], self.written)
 
     @staticmethod
     def _eager(args: tuple[Any, ...]) -> bool:
@@ -450,6 +454,9 @@ class Op:
             args = self.recover(args, list(outputs))
         # Aliases: a recovered argument depends on the others, and that is no path of the reference's.
         seen = [a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
+        for i, need in enumerate(needed):
+            if need and not seen[i].requires_grad:  # wanted by a level of torch.func above this one
+                seen[i] = transforms.leaf(seen[i])
         again = self.reference(*seen)
         again = (again,) if self.single else again
         pairs = [(o, g) for o, g in zip(again, grads) if g is not None and o.requires_grad]
