@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"diffusers": ("diffusers", "diffusers_pipeline"), "flows": ("normflows", "normflows_glow")}
+PAGES = {
+    "diffusers": ("diffusers", "diffusers_pipeline"),
+    "flows": ("normflows", "normflows_glow"),
+    "torch": ("torch", "torch_package"),
+    "arrays": ("numpy", "numpy_arrays"),
+}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -199,6 +199,47 @@ def test_sinks_in_half_precision():
         torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.1)
 
 
+def sunk():
+    model = gpt_oss()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.normal_()
+    return model
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generate_with_sinks(cache, search):
+    model, given = sunk(), inputs_of("gpt_oss", "left")
+    options = {"max_new_tokens": 10, "do_sample": False, "cache_implementation": cache, **search}
+    host, ours = both(model, "gpt_oss", lambda m: m.generate(**given, **options))
+    assert ours.tolist() == host.tolist()
+
+
+def test_attention_with_sinks_compiles_whole():
+    """The layer: the host's routing of experts compiles on no machine without a grouped product."""
+    model, given = sunk(), inputs_of("gpt_oss", "left")
+    model.set_attn_implementation(NAME)
+    attention = model.model.layers[0].self_attn
+    seen = []
+    hook = attention.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    model(**given, use_cache=False)
+    hook.remove()
+    torch._dynamo.reset()
+    compiled = torch.compile(attention.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**seen[0])[0], attention(**seen[0])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_bert_compiles_whole():
+    model = build(transformers.BertForMaskedLM, transformers.BertConfig(**SIZES, intermediate_size=96))
+    model.set_attn_implementation(NAME)
+    given = inputs_of("bert", "right")
+    eager = model(**given).logits
+    torch._dynamo.reset()
+    logits = torch.compile(model.forward, fullgraph=True, backend="aot_eager")(**given).logits
+    seen = given["attention_mask"].bool()
+    torch.testing.assert_close(logits[seen], eager[seen], rtol=1e-4, atol=1e-4)
+
+
 def test_training_dropout_is_refused():
     model = build(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=99))
     model.set_attn_implementation(NAME)

@@ -114,6 +114,8 @@ _op = Op(
     gradients=(0, 1, 2, 10, 11),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     backward=_backward,
+    cast="lower",
+    cast_at=(0, 1, 2),
 )
 
 

@@ -148,6 +148,9 @@ _op = Op(
     gradients=(0, 1, 2),
     backward=_backward,
     recover=_recover,
+    batch=lambda *_: {0: 2, 1: 2, 2: 2},
+    cast="widest",
+    cast_at=(0, 1, 2),
 )
 
 

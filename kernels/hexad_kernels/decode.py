@@ -192,6 +192,11 @@ def _cuda_refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> st
     return refuses(q, k_cache, v_cache) or gpu_refuses(*rest[-4:])
 
 
+def _batch(*args: Any) -> dict[int, int]:
+    """Without a block table the pages are the batch, too."""
+    return {0: 3, 3: 1, 4: 2} if args[4] is not None else {0: 3, 1: 4, 2: 4, 3: 1, 8: 3, 9: 3}
+
+
 _op = Op(
     "decode",
     "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? block_table, int left, float? softcap,"
@@ -202,6 +207,7 @@ _op = Op(
     cuda=NATIVE_DTYPES,
     refuses=refuses,
     cuda_refuses=_cuda_refuses,
+    batch=_batch,
 )
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hexad_kernels import check, native
+from hexad_kernels import arrays, check, native
 from hexad_kernels.maskedconv import MASKS, taps_before
 from hexad_kernels.maskedconv import reference as convolve
 from hexad_kernels.op import Op
@@ -282,6 +282,11 @@ def gated_pixelcnn_cache(
 
     ValueError or TypeError names a wrong argument.
     """
+    if arrays.foreign(image):
+        options = {"levels": levels, "channels": channels, "layers": layers, "kernel": kernel}
+        return arrays.serve(
+            lambda i, w: gated_pixelcnn_cache(i, w, **options), [image, weights], ["image", "weights"], [False] * 2
+        )
     for name, value in (("levels", levels), ("channels", channels), ("layers", layers), ("kernel", kernel)):
         check.integer(value, name)
     _check_network(image, weights, levels, channels, layers, kernel)
@@ -316,5 +321,5 @@ def gated_pixelcnn(
     whose logits have NaN or are -inf everywhere.
     """
     if end is None:
-        end = image.shape[1] * image.shape[2] if isinstance(image, Tensor) and image.ndim == 3 else 0
+        end = image.shape[1] * image.shape[2] if getattr(image, "ndim", 0) == 3 else 0
     return _op(image, weights, cache, seeds, levels, channels, layers, kernel, begin, end, temperature)

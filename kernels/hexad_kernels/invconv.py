@@ -58,6 +58,9 @@ _op = Op(
     native=_native,
     gradients=(0, 1, 2),
     refuses=_refuses,
+    batch=lambda *_: {0: 2},
+    cast="widest",
+    cast_at=(0, 1, 2),
 )
 
 

@@ -75,6 +75,9 @@ _op = Op(
     reference=reference,
     native=_native,
     gradients=(0, 1, 2, 4),
+    batch=lambda *_: {0: 2, 4: 2},
+    cast="lower",
+    cast_at=(0, 1, 2, 4),
 )
 
 

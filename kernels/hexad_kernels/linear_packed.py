@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexad_kernels import check, native
+from hexad_kernels import arrays, check, native
 from hexad_kernels.activation import ACTIVATIONS, GATES, finished
 from hexad_kernels.op import Op
 from hexad_kernels.pack import FORMS, INT8, LANES, PackedWeight, panel_words, unpack
@@ -117,6 +117,9 @@ _op = Op(
     reference=reference,
     native=_native,
     gradients=(0, 2, 4),
+    batch=lambda *_: {0: 2, 4: 2},
+    cast="lower",
+    cast_at=(0, 2, 4),
 )
 
 
@@ -146,6 +149,11 @@ def linear_packed(
 def with_packed(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: int, residual: Tensor | None
 ) -> Tensor:
+    if arrays.foreign(x):
+        names = ["x", "bias", "residual"]
+        return arrays.serve(
+            lambda x, b, r: with_packed(x, weight, b, activation, r), [x, bias, residual], names, [False] * 3
+        )
     if isinstance(x, Tensor) and x.ndim and x.shape[-1] != weight.shape[1]:  # panels of both may be of the same size
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants (any, {x.shape[-1]}) = x's last dimension")
     return _op(x, weight.panels, bias, activation, residual, weight.code, weight.shape[0])

@@ -109,6 +109,9 @@ _op = Op(
     reference=reference,
     native=_native,
     gradients=(0, 1, 2),
+    batch=lambda *_: {0: 4},
+    cast="lower",
+    cast_at=(0, 1, 2),
 )
 
 

@@ -64,6 +64,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    batch=lambda *_: {0: 2, 1: 1, 2: 2, 3: 1},
 )
 
 

@@ -129,6 +129,9 @@ _op = Op(
     reference=reference,
     native=_native,
     gradients=(0, 1, 2, 6, 7),
+    batch=lambda *_: {0: 2, 6: 2, 7: 2},
+    cast="widest",
+    cast_at=(0, 1, 2, 6, 7),
 )
 
 

@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from hexad_kernels import check
+from hexad_kernels import arrays, check, transforms
 from hexad_kernels import native as native_module
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
@@ -47,8 +48,11 @@ OPS: dict[str, Op] = {}
 _library = torch.library.Library("hexad", "DEF")
 _functorch_active = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
+_autocasting = torch._C._is_any_autocast_enabled
+_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_AUTOCAST_CPU = torch._C.DispatchKey.AutocastCPU
 _plain_on_cpu: Any = native_module.C and native_module.C.plain_on_cpu
 _quick = native_module.C is not None and not native_module.emulated
 _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
@@ -142,6 +146,8 @@ class Op:
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
     renamed     schema name -> what errors call that argument
+    batch       (*args) -> {index: rank} of the arguments whose dimension 0 is the batch, for vmap
+    cast        what autocast does to the tensors at `cast_at`: "lower", "widest" or None, nothing
     """
 
     def __init__(
@@ -161,6 +167,9 @@ class Op:
         backward_on: tuple[str, ...] = ("cpu",),
         recover: Callable[..., tuple[Any, ...]] | None = None,
         renamed: Mapping[str, str] | None = None,
+        batch: Callable[..., Mapping[int, int]] | None = None,
+        cast: str | None = None,
+        cast_at: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.contract = contract
@@ -175,10 +184,14 @@ class Op:
         self.backward = backward
         self.backward_on = backward_on
         self.recover = recover
+        self.batch = batch
+        self.cast, self.cast_at = cast, tuple(cast_at)
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.kinds = check.Kinds(parsed, renamed or {})
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
         self.in_place = not parsed.returns
+        self.mutates = parsed.is_mutable
+        self.written = [a.alias_info is not None and a.alias_info.is_write for a in parsed.arguments]
         self._native_here = native is not None and native_module.C is not None and not native_module.emulated
         # The common eager call whole, in C (bindings/quick.h); None: not that, or not right.
         self._quick = getattr(native_module.C, f"quick_{name}", None) if _quick else None
@@ -198,7 +211,16 @@ class Op:
                 return result
         forced = _forced.get()
         try:
-            if forced is None and self._on_cpu(args):
+            # The common case, decided in some 300 ns: plain CPU tensors that the native kernel takes.
+            if (
+                forced is None
+                and self._native_here
+                and not _dispatch_modes()
+                and _functorch_active() is None
+                and _excluded(_AUTOCAST_CPU)
+                and forward_ad._current_level < 0
+                and _plain_on_cpu(args, self._accepted, _is_grad_enabled())
+            ):
                 # The kernel's door refuses a value of the wrong kind.
                 outputs = self.contract(*args)
                 if self.refuses is None or self.refuses(*args) is None:
@@ -209,25 +231,22 @@ class Op:
                 return self.run(*args)
             if forced == "reference":
                 # Plain autograd through plain torch: the forced reference is the whole computation.
-                self.contract(*args)
-                return self.reference(*args)
+                if _autocasting():
+                    args = transforms.cast(self.cast, self.cast_at, args, _device(args))
+                with torch._C._DisableAutocast():
+                    self.contract(*args)
+                    return self.reference(*args)
             return self.torch_op(*args)
         except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
-            self.kinds.blame(args)
-            raise
-
-    def _on_cpu(self, args: tuple[Any, ...]) -> bool:
-        """The common case, decided in a quarter of a microsecond: plain CPU tensors that the native kernel takes."""
-        return (
-            self._native_here
-            and not _dispatch_modes()
-            and _functorch_active() is None
-            and _plain_on_cpu(args, self._accepted, _is_grad_enabled())
-        )
+            if not arrays.among(args):
+                self.kinds.blame(args)
+                raise
+        # Not inside the except clause: what is wrong with the call then has nothing to do with tensors.
+        return arrays.serve(self, args, [name for name, *_ in self.kinds.kinds], self.written)
 
     @staticmethod
     def _eager(args: tuple[Any, ...]) -> bool:
-        if _dispatch_modes() or _functorch_active() is not None:
+        if _dispatch_modes() or _functorch_active() is not None or _autocasting() or forward_ad._current_level >= 0:
             return False
         grad = torch.is_grad_enabled()
         for a in _tensors(args):
@@ -326,9 +345,12 @@ class Op:
 
     def _warn(self, refusals: dict[str, str]) -> None:
         text = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        self.warn_once(f"hexad {self.name}: the plain torch reference serves this call ({text})")
+
+    def warn_once(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(f"hexad {self.name}: the plain torch reference serves this call ({text})", stacklevel=4)
+            warnings.warn(text, stacklevel=5)
 
     # The torch.library lane
 
@@ -338,6 +360,8 @@ class Op:
         _library.impl(self.name, self._dispatched, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, self._fake, lib=_library)
         self.torch_op = getattr(torch.ops.hexad, self.name).default
+        transforms.vmap(_library, self, qualified, self.torch_op)
+        transforms.autocast(_library, self.name, self.torch_op, self.cast, self.cast_at)
         if self.gradients:
             arguments = schema.rsplit("->", 1)[0].strip()[1:-1].replace("Tensor ", "Tensor? ")
             _library.define(
@@ -363,14 +387,16 @@ class Op:
                 outputs, inputs = saved_tensors[: ctx.outputs], saved_tensors[ctx.outputs :]
                 for i, saved in zip(ctx.where, inputs):
                     args[i] = saved
-                needed = [i in tensor_at and ctx.needs_input_grad[i] for i in range(len(args))]
-                if torch.is_grad_enabled() and _functorch_active() is None:  # create_graph=True
-                    found = iter(self._differentiable_backward(grads, needed, outputs, args))
-                else:
-                    found = iter(backward_op(list(grads), needed, list(outputs), *args))
+                needed = [i in tensor_at and ctx.needs_input_grad[i + 1] for i in range(len(args))]
+                found = iter(backward_op(list(grads), needed, list(outputs), *args))
                 return tuple(next(found) if need else None for need in needed)
 
-            torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+            transforms.gradients(_library, self.name, self.torch_op, setup_context, backward)
+            transforms.gradients_again(_library, f"{self.name}_gradients", backward_op, self._differentiable_backward)
+            transforms.vmap_gradients(_library, self, f"{qualified}_gradients", backward_op)
+            transforms.autocast(_library, f"{self.name}_gradients", backward_op, None, ())
+        else:
+            transforms.no_gradients(_library, self.name, self.torch_op)
 
     def _dispatched(self, *args: Any) -> Any:
         outputs = self.run(*args)
@@ -399,7 +425,7 @@ class Op:
         # The dispatcher resolves what it finds in arguments and in lists, but not in lists of optional tensors.
         grads = [None if g is None else g.resolve_neg() for g in grads]
         if self.backward is not None:
-            if self._serves_backward(self._shaped(outputs, args)):
+            if self._serves_backward(self.shaped(outputs, args)):
                 return self.backward(grads, needed, args, outputs)
             if args[0] is None and self.recover is not None:
                 args = self.recover(args, outputs)
@@ -413,7 +439,7 @@ class Op:
     def _reference_backward(
         self, grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...]
     ) -> list[Tensor]:
-        with torch.enable_grad():
+        with transforms.recording(), torch.enable_grad():
             leaves = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needed)]
             outputs = self.reference(*leaves)
             outputs = (outputs,) if self.single else outputs
@@ -431,13 +457,16 @@ class Op:
         return [g.contiguous() for g in found]
 
     def _differentiable_backward(
-        self, grads: Sequence[Tensor | None], needed: list[bool], outputs: Sequence[Tensor], args: Sequence[Any]
+        self, grads: Sequence[Tensor | None], needed: list[bool], outputs: Sequence[Tensor], *args: Any
     ) -> Sequence[Tensor]:
         """The gradients by plain torch on the graph at hand: they can be differentiated again."""
         if args[0] is None and self.recover is not None:
-            args = self.recover(tuple(args), list(outputs))
+            args = self.recover(args, list(outputs))
         # Aliases: a recovered argument depends on the others, and that is no path of the reference's.
         seen = [a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
+        for i, need in enumerate(needed):
+            if need and not seen[i].requires_grad:  # wanted by a level of torch.func above this one
+                seen[i] = transforms.leaf(seen[i])
         again = self.reference(*seen)
         again = (again,) if self.single else again
         pairs = [(o, g) for o, g in zip(again, grads) if g is not None and o.requires_grad]
@@ -454,14 +483,14 @@ class Op:
         )
 
     @staticmethod
-    def _shaped(outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def shaped(outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, output 0 standing in for the one that was not saved."""
         return (outputs[0], *args[1:]) if args[0] is None else args
 
     def _fake_backward(
         self, grads: list[Tensor | None], needed: list[bool], outputs: list[Tensor], *args: Any
     ) -> list[Tensor]:
-        like = (a for a, n in zip(self._shaped(outputs, args), needed) if n)
+        like = (a for a, n in zip(self.shaped(outputs, args), needed) if n)
         return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in like]
 
 

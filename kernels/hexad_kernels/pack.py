@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hexad_kernels import check
+from hexad_kernels import arrays, check
 
 FORMS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 FLOAT, BFLOAT, INT8, INT4 = range(4)
@@ -99,6 +99,7 @@ def _empty(weight: Tensor, form: int) -> Tensor:
 
 
 def _dense(weight: Tensor) -> Tensor:
+    weight = arrays.tensor(weight, "weight")
     check.tensor(weight, "weight", rank=2, dtypes=(torch.float32, torch.bfloat16))
     check.dense(weight, "weight")
     return weight.detach()

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hexad_kernels import check, native
+from hexad_kernels import arrays, check, native
 from hexad_kernels.op import Op
 
 WORD = 0xFFFFFFFF
@@ -94,6 +94,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    batch=lambda *_: {0: 1},
 )
 
 
@@ -106,6 +107,8 @@ def randn(seeds: Tensor | Sequence[int], shape: Sequence[int], *, offset: int = 
     Returns (B, *shape) float32. A row depends on its own seed, `offset` and each element's place in the row
     only; a longer row starts with the shorter one's values.
     """
+    if arrays.foreign(seeds):
+        return arrays.serve(lambda s: randn(s, shape, offset=offset), [seeds], ["seeds"], [False])
     try:
         size = tuple(shape)
     except TypeError:

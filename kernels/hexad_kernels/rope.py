@@ -88,6 +88,7 @@ _op = Op(
     reference=reference,
     native=_native,
     gradients=(0,),
+    batch=lambda *_: {0: 4, 3: 1},
 )
 
 

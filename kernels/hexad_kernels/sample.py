@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hexad_kernels import check, native
+from hexad_kernels import arrays, check, native
 from hexad_kernels.op import Op
 from hexad_kernels.randn import WORD, as_seeds, philox, words
 
@@ -175,6 +175,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    batch=lambda *_: {0: 2, 1: 1, 3: 1, 5: 1, 7: 1, 9: 1, 11: 1},
 )
 
 
@@ -201,6 +202,13 @@ def sample(
     Raises ValueError, and returns nothing, for a row that has NaN or is -inf everywhere (naming it) and for a
     parameter out of range.
     """
+    if arrays.foreign(logits):
+        options = {"position": position, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        names = ["logits", "seeds", *options]
+        return arrays.serve(
+            lambda logits, seeds, *rest: sample(logits, seeds, **dict(zip(options, rest))),
+            [logits, seeds, *options.values()], names, [False] * len(names),
+        )  # fmt: skip
     scalar: list[Any] = []
     rows: list[Tensor | None] = []
     for value, off in ((position, 0), (temperature, 0.0), (top_k, 0), (top_p, 1.0), (min_p, 0.0)):

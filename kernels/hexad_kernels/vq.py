@@ -66,6 +66,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    batch=lambda *_: {0: 2},
 )
 
 
