@@ -110,9 +110,9 @@ def glow_rows() -> Iterator[Row]:
         if p.ndim == 4:
             p.mul_(0.3)
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model.log_prob(images)  # actnorm starts from its first batch
+    model.log_prob(images, None)  # actnorm starts from its first batch
     ours = convert(model)
-    flops = flops_of(model, lambda m: m.log_prob(images)) / 16
+    flops = flops_of(model, lambda m: m.log_prob(images, None)) / 16
     for count in (1, 16):
         yield Row(
             f"Glow 3x16, sample {count}", 1.5, lambda n=count: seeded(model, n), lambda n=count: seeded(ours, n),
@@ -120,7 +120,6 @@ def glow_rows() -> Iterator[Row]:
         )  # fmt: skip
     for count in (1, 16):
         yield Row(
-            f"Glow 3x16, log_prob {count}", 1.5, lambda n=count: model.log_prob(images[:n]),
-            lambda n=count: ours.log_prob(images[:n]), near(1e-5), flops=count * flops,
+            f"Glow 3x16, log_prob {count}", 1.5, lambda n=count: model.log_prob(images[:n], None),
+            lambda n=count: ours.log_prob(images[:n], None), near(1e-5), flops=count * flops,
         )  # fmt: skip
-

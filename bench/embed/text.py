@@ -70,12 +70,11 @@ def gpt2_rows() -> Iterator[Row]:
 
 
 def llama_rows() -> Iterator[Row]:
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=18, num_attention_heads=16,
-            num_key_value_heads=8, max_position_embeddings=2048, tie_word_embeddings=False, **PLAIN,
-        )  # fmt: skip
-    ).eval()
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=18, num_attention_heads=16,
+        num_key_value_heads=8, max_position_embeddings=2048, tie_word_embeddings=False, **PLAIN,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
     cases = [(1, torch.float32, None, 16, 1.5), (1, torch.bfloat16, None, 6, 1.5)]
     yield from language_rows("Llama 300M", model, [model.model.embed_tokens], cases)
 

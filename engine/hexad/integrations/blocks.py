@@ -1,8 +1,9 @@
 """Whole blocks of known transformers models in as few kernel calls as they take.
 
-A decoder's block is norm, one product for q, k and v, rotation, cache, attention, product with residual, norm, feed-forward
-with residual; a BERT's self-attention is one product and attention. The parts stay modules of their own: where a block must
-not be taken whole (compiled, hooked inside, another attention chosen), the host's forward calls them one by one.
+A decoder's block is norm, one product for q, k and v, rotation, cache, attention, product with residual, norm and
+feed-forward with residual; a BERT's self-attention is one product and attention. The parts stay modules of their own:
+where a block must not be taken whole (compiled, hooked inside, another attention chosen), the host's forward calls them
+one by one.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ def _whole(block: Any, config: Any, x: Tensor, weight: Tensor) -> bool:
 def _heads(x: Tensor, first: int, heads: int, dim: int) -> Tensor:
     """Heads `first` to `first + heads` of x (B, S, all heads * D), contiguous, as (B, heads, S, D)."""
     batch, rows, width = x.shape
-    return x.as_strided(
-        (batch, heads, rows, dim), (rows * width, dim, width, 1), x.storage_offset() + first * dim
-    )
+    return x.as_strided((batch, heads, rows, dim), (rows * width, dim, width, 1), x.storage_offset() + first * dim)
 
 
 def _attended(module: Any, q: Tensor, k: Tensor, v: Tensor, cache: Any, mask: Tensor | None, asked: Any) -> Tensor:

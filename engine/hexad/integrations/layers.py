@@ -42,7 +42,7 @@ class State:
 @cache
 def _warn_of_gradients() -> None:
     warnings.warn(
-        "hexad.optimize: gradients are recorded, so the host's own layers serve; call the model under torch.no_grad()",
+        "hexad: gradients are recorded, so the host's own layers serve; call the model under torch.no_grad()",
         stacklevel=4,
     )
 
@@ -84,11 +84,12 @@ def rows_of(module: Any) -> Tensor:
     return module.weight.t() if is_conv1d(module) else module.weight
 
 
-def _key(*weights: Tensor) -> tuple[Any, ...]:
+def key_of(*weights: Tensor) -> tuple[Any, ...]:
+    """Changes when somebody changes the values."""
     return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
 
 
-def _pack(form: str, *weights: Tensor) -> Any:
+def pack(form: str, *weights: Tensor) -> Any:
     """Rows of one or more weights, one below the other, in panels."""
     weight = weights[0].detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
     name = "pack" if form == "packed" else "quantize"
@@ -100,9 +101,11 @@ def operand(state: State, *modules: Any) -> Any:
     if state.weights == "dense":
         return rows_of(modules[0])
     if not torch.compiler.is_compiling():
-        key = _key(*(m.weight for m in modules))
+        key = key_of(*(m.weight for m in modules))
         if key != state.key:
-            state.packed, state.key = _pack(state.weights, *map(rows_of, modules)), key
+            state.packed, state.key = pack(state.weights, *map(rows_of, modules)), key
+    elif state.packed is None:  # nobody called it before it was compiled
+        return rows_of(modules[0]) if len(modules) == 1 else torch.cat([*map(rows_of, modules)])
     return state.packed
 
 
@@ -112,7 +115,7 @@ def bias_of(state: State, *modules: Any) -> Tensor | None:
         return modules[0].bias
     if torch.compiler.is_compiling():
         return torch.cat([m.bias for m in modules])
-    key = _key(*(m.bias for m in modules))
+    key = key_of(*(m.bias for m in modules))
     if key != state.bias_key:
         state.bias, state.bias_key = torch.cat([m.bias.detach() for m in modules]), key
     return state.bias
@@ -126,7 +129,7 @@ def share(state: State, *modules: Any) -> None:
         own = module._hexad
         panels = whole.panels[at // LANES : (at + rows) // LANES]
         own.packed = hk.PackedWeight(panels, whole.form, (rows, inputs), whole.dtype, whole.error)
-        own.key = _key(module.weight)
+        own.key = key_of(module.weight)
         at += rows
 
 
