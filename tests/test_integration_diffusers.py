@@ -247,3 +247,71 @@ def test_a_host_of_another_version_warns_once(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hd.register()
+
+
+def wide_unet():
+    return df.UNet2DModel(
+        sample_size=32, block_out_channels=(64, 64), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+def test_large_convolutions(winograd, monkeypatch):
+    from hexad.integrations import convolutions
+
+    runs = []
+    run = convolutions.winograd
+    monkeypatch.setattr(convolutions, "winograd", lambda *a: runs.append(1) or run(*a))
+    model, x = wide_unet(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        want = model(x, 7).sample
+        hexad.accelerate(model, winograd=winograd)
+        torch.testing.assert_close(model(x, 7).sample, want, rtol=0, atol=1e-4 if winograd else 1e-5)
+    assert bool(runs) == winograd
+
+
+def test_layers_are_replaced_and_accounted_for():
+    model = hexad.accelerate(dit())
+    found = hd.report(model)
+    assert found.layers["DiTTransformer2DModel.transformer_blocks.0"] == "modulated block"
+    assert found.layers["DiTTransformer2DModel.transformer_blocks.0.attn1.to_q"] == "linear"
+    assert found.layers["DiTTransformer2DModel.transformer_blocks.0.ff.net.0"] == "linear and gelu_tanh"
+    assert "stride" in found.kept["DiTTransformer2DModel.pos_embed.proj"]
+    assert "x linear" in str(found) and "left 1 x a convolution" in str(found)
+    hd.restore(model)
+    assert all(not {"forward", "_hexad"} & vars(m).keys() for m in model.modules())
+
+
+@pytest.mark.parametrize(("weights", "off"), [("dense", 1e-5), ("int8", 0.05)])
+@pytest.mark.parametrize("name", ["dit", "unet_text", "flux"])
+def test_forms_of_weights(name, weights, off):
+    build, draw = MODELS[name]
+    model, inputs = build(), draw()
+    with torch.no_grad():
+        want = model(**inputs).sample
+        got = hexad.accelerate(model, weights=weights)(**inputs).sample
+    assert 0 <= (got - want).norm() / want.norm() < off
+    with pytest.raises(ValueError, match="weights: got 'int3'"):
+        hexad.accelerate(model, weights="int3")
+
+
+def test_weights_loaded_later_are_used():
+    build, draw = MODELS["unet_text"]
+    model, other, inputs = build(), build(), draw()
+    with torch.no_grad():
+        hexad.accelerate(model)
+        model(**inputs)
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(model(**inputs).sample, other(**inputs).sample, rtol=0, atol=1e-5)
+
+
+def test_gradients_are_the_hosts():
+    build, draw = MODELS["dit"]
+    model, inputs = build(), draw()
+    want = torch.autograd.grad(model(**inputs).sample.sum(), model.transformer_blocks[0].attn1.to_q.weight)[0]
+    hexad.accelerate(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = torch.autograd.grad(model(**inputs).sample.sum(), model.transformer_blocks[0].attn1.to_q.weight)[0]
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)

@@ -207,3 +207,88 @@ def test_weights_that_are_not_numbers():
     assert not any(hasattr(module, "_hexad") for module in model.modules())
     hexad.optimize(model)
     assert model(**given).logits.isnan().any()
+
+
+BLOCKS = {"gpt2": "decoder block", "llama": "decoder block", "mistral": "decoder block", "bert": "self-attention"}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_known_blocks_run_whole(name, monkeypatch):
+    model, given = prepared(name)
+    host = model(**given).logits
+    report = hexad.optimize(model)
+    assert list(report.replaced.values()).count(BLOCKS[name]) == 2
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the host's attention ran")
+
+    for module in model.modules():
+        if type(module).__name__ in ("GPT2Attention", "LlamaAttention", "MistralAttention"):
+            monkeypatch.setattr(type(module), "forward", forbidden)
+    torch.testing.assert_close(model(**given).logits, host, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [None, "left"])
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral"])
+def test_blocks_generate_the_same_tokens(name, search, padded):
+    model, _ = prepared(name)
+    given = inputs_of(name, padded)
+    for cache in ("dynamic", "static"):
+        options = {"max_new_tokens": 12, "do_sample": False, "cache_implementation": cache, **search}
+        host = model.generate(**given, **options)
+        report = hexad.optimize(model)
+        assert model.generate(**given, **options).tolist() == host.tolist()
+        report.undo()
+
+
+def test_another_attention_or_a_hook_inside_takes_blocks_apart():
+    model, given = prepared("llama")
+    host = model(**given).logits
+    seen = []
+    hook = model.model.layers[0].self_attn.register_forward_hook(lambda *_: seen.append("attention"))
+    report = hexad.optimize(model)
+    assert list(report.replaced.values()).count("decoder block") == 1
+    torch.testing.assert_close(model(**given).logits, host, rtol=1e-4, atol=1e-4)
+    assert seen == ["attention"]
+    hook.remove()
+    model.set_attn_implementation("eager")
+    assert model(**given, output_attentions=True).attentions[1] is not None
+
+
+def test_asking_for_attentions_is_refused_by_a_whole_block():
+    model, given = prepared("llama")
+    hexad.optimize(model)
+    with pytest.raises(ValueError, match="output_attentions"):
+        model(**given, output_attentions=True)
+    assert len(model(**given, output_hidden_states=True).hidden_states) == 3
+
+
+def test_a_dense_model_keeps_its_blocks_whole():
+    model, given = prepared("llama")
+    host = model(**given).logits
+    report = hexad.optimize(model, weights="dense")
+    assert "decoder block" in report.replaced.values()
+    torch.testing.assert_close(model(**given).logits, host, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_a_joined_product_keep_their_panels():
+    model, _ = prepared("llama")
+    hexad.optimize(model)
+    attention = model.model.layers[0].self_attn
+    whole = model.model.layers[0]._hexad.packed.panels
+    for part in (attention.q_proj, attention.k_proj, attention.v_proj):
+        panels = part._hexad.packed.panels
+        assert panels.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        assert torch.equal(part._hexad.packed.unpack(), part.weight)
+
+
+def test_gradients_of_any_parameter_are_the_hosts():
+    model, given = prepared("llama")
+    model.requires_grad_(False)
+    model.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
+    hexad.optimize(model)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(**given, use_cache=False).logits.sum().backward()
+    assert model.model.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0

@@ -9,6 +9,7 @@ configuration and `state_dict` stay as they are.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import MethodType
@@ -17,8 +18,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hexad.integrations import diffusers_attention as attention
+from hexad.integrations import diffusers_layers
 from hexad.integrations import diffusers_schedulers as schedulers
 from hexad.integrations.host import check_version
+from hexad.integrations.layers import State, check_weights
 
 LOWEST, BELOW = "0.42", "0.43"
 _KEY = "_hexad_report"
@@ -29,24 +32,33 @@ Host = TypeVar("Host")
 class Report:
     """What `accelerate` did, by the module's place in the pipeline.
 
-    replaced  place -> what serves it now
-    left      place -> why the host's own code stays
+    replaced  place of an attention or a scheduler -> what serves it now
+    left      the same -> why the host's own code stays
+    layers    place of a layer or block -> what computes it now
+    kept      the same -> why it stays the host's
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     before: list[tuple[Any, str, bool, Any]] = field(default_factory=list, repr=False)
 
-    def put(self, place: str, owner: Any, attribute: str, value: object, what: str) -> None:
+    def set(self, owner: Any, attribute: str, value: object) -> None:
         """Set an attribute of one object and remember what it held. A copy of the pipeline copies this too."""
         own = vars(owner)
         self.before.append((owner, attribute, attribute in own, own.get(attribute)))
         setattr(owner, attribute, value)
+
+    def put(self, place: str, owner: Any, attribute: str, value: object, what: str) -> None:
+        self.set(owner, attribute, value)
         self.replaced[place] = what
 
     def __str__(self) -> str:
         lines = [f"replaced {where}: {what}" for where, what in self.replaced.items()]
-        return "\n".join(lines + [f"left {where}: {why}" for where, why in self.left.items()])
+        lines += [f"replaced {n} x {what}" for what, n in Counter(self.layers.values()).most_common()]
+        lines += [f"left {where}: {why}" for where, why in self.left.items()]
+        return "\n".join(lines + [f"left {n} x {why}" for why, n in Counter(self.kept.values()).most_common()])
 
 
 def register() -> None:
@@ -59,19 +71,25 @@ def register() -> None:
     attention.register()
 
 
-def accelerate(pipe: Host) -> Host:
-    """Put hexad's attention and scheduler steps into a pipeline, model or scheduler, in place; returns it.
+def accelerate(pipe: Host, *, weights: str | None = None, winograd: bool = True) -> Host:
+    """Put hexad's attention, layers and scheduler steps into a pipeline, model or scheduler, in place; returns it.
 
+    weights   of linear layers, as in `hexad.optimize`: None takes "packed", a second copy beside the parameters;
+              "dense" the parameters as they are; "int8", "int4" rounded ones
+    winograd  let large 3 x 3 convolutions in float32 take fewer multiplications, at a rounding error of 4e-5 for
+              outputs of size 1, and four times their weights in memory
     Again: what has been replaced stays, what is new is replaced too (after `pipe.scheduler = ...`).
-    Raises TypeError for an object that is none of the three.
+    Raises TypeError for an object that is none of the three, ValueError for other weights.
     """
+    form = check_weights(weights)
     register()
     parts = dict(_parts(pipe))
     found = vars(pipe).setdefault(_KEY, Report())
     found.left.clear()
+    found.kept.clear()
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            _accelerate_model(name, part, found)
+            _accelerate_model(name, part, form, winograd, found)
         else:
             _accelerate_scheduler(name, part, found)
     return pipe
@@ -106,7 +124,7 @@ def _parts(pipe: Any) -> Iterator[tuple[str, Any]]:
         raise TypeError(f"pipe: got {type(pipe).__name__}, wants a diffusers pipeline, model or scheduler")
 
 
-def _accelerate_model(name: str, model: nn.Module, found: Report) -> None:
+def _accelerate_model(name: str, model: nn.Module, form: str, winograd: bool, found: Report) -> None:
     from diffusers import ModelMixin
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
@@ -119,6 +137,16 @@ def _accelerate_model(name: str, model: nn.Module, found: Report) -> None:
             _accelerate_attention(f"{name}.{place}", module, found)
         elif hasattr(module, "processor") and hasattr(module, "set_processor"):
             found.left[f"{name}.{place}"] = f"hexad does not know {type(module).__name__}"
+
+    def put(place: str, module: Any, state: State) -> None:
+        found.set(module, "_hexad", state)
+        found.set(module, "forward", MethodType(state.forward, module))
+        found.layers[f"{name}.{place}"] = state.what
+
+    def keep(place: str, why: str) -> None:
+        found.kept[f"{name}.{place}"] = why
+
+    diffusers_layers.replace(model, form, winograd, put, keep)
 
 
 def _accelerate_attention(place: str, module: Any, found: Report) -> None:

@@ -6,12 +6,15 @@ SD3, PixArt) asks a processor object, which never consults the dispatcher.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import hexad_kernels as hk
+from hexad.integrations import layers
+from hexad.integrations.layers import State, host_serves
 
 NAME = "hexad"
 
@@ -88,8 +91,31 @@ def _out(attn: Any, x: Tensor) -> Tensor:
     return x
 
 
+def _joinable(parts: tuple[Any, ...]) -> bool:
+    states = [
+        getattr(part, "_hexad", None) for part in parts if not part._forward_hooks and not part._forward_pre_hooks
+    ]
+    packed = all(s is not None and s.forward is layers.linear and s.weights != "dense" for s in states)
+    return packed and len(states) == 3 and len({(p.weight.shape, p.bias is None) for p in parts}) == 1
+
+
 class Processor:
-    """What `AttnProcessor2_0` computes: self- or cross-attention over tokens (B, S, C) or pixels (B, C, H, W)."""
+    """What `AttnProcessor2_0` computes: self- or cross-attention over tokens (B, S, C) or pixels (B, C, H, W).
+
+    Where a token's query, key and value come from packed weights of one shape, they are one product.
+    """
+
+    def __init__(self) -> None:
+        self.joined: State | None = None
+
+    def projected(self, attn: Any, x: Tensor, context: Tensor) -> Iterable[Tensor]:
+        parts = (attn.to_q, attn.to_k, attn.to_v)
+        if x is not context or torch.compiler.is_compiling() or not _joinable(parts) or host_serves(x, parts[0].weight):
+            return (part(t) for part, t in zip(parts, (x, context, context)))
+        if self.joined is None:
+            self.joined = State("", layers.linear, weights=parts[0]._hexad.weights)
+            layers.share(self.joined, *parts)
+        return layers.joined(self.joined, x, *parts).chunk(3, dim=-1)
 
     def __call__(
         self,
@@ -115,9 +141,8 @@ class Processor:
             context = x
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
-        q = _normed(attn.norm_q, _heads(attn.to_q(x), attn.heads))
-        k = _normed(attn.norm_k, _heads(attn.to_k(context), attn.heads))
-        v = _heads(attn.to_v(context), attn.heads)
+        q, k, v = (_heads(t, attn.heads) for t in self.projected(attn, x, context))
+        q, k = _normed(attn.norm_q, q), _normed(attn.norm_k, k)
         y = _out(attn, _merged(hk.attention(q, k, v, mask=mask)))
         if space is not None:
             y = y.mT.unflatten(2, space)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import hexad_kernels as hk
 
 DTYPES = (torch.float32, torch.bfloat16)
+LANES = 16  # rows in a panel of a packed weight
 
 Forward = Callable[..., Tensor]
 
@@ -34,12 +35,14 @@ class State:
     eps: float = 0.0
     packed: Any = None
     key: tuple[Any, ...] = ()
+    bias: Tensor | None = None
+    bias_key: tuple[Any, ...] = ()
 
 
 @cache
 def _warn_of_gradients() -> None:
     warnings.warn(
-        "hexad.optimize: gradients are recorded, so the host's own layers serve; call the model under torch.no_grad()",
+        "hexad: gradients are recorded, so the host's own layers serve; call the model under torch.no_grad()",
         stacklevel=4,
     )
 
@@ -81,11 +84,12 @@ def rows_of(module: Any) -> Tensor:
     return module.weight.t() if is_conv1d(module) else module.weight
 
 
-def _key(*weights: Tensor) -> tuple[Any, ...]:
+def key_of(*weights: Tensor) -> tuple[Any, ...]:
+    """Changes when somebody changes the values."""
     return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
 
 
-def _pack(form: str, *weights: Tensor) -> Any:
+def pack(form: str, *weights: Tensor) -> Any:
     """Rows of one or more weights, one below the other, in panels."""
     weight = weights[0].detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
     name = "pack" if form == "packed" else "quantize"
@@ -97,10 +101,43 @@ def operand(state: State, *modules: Any) -> Any:
     if state.weights == "dense":
         return rows_of(modules[0])
     if not torch.compiler.is_compiling():
-        key = _key(*(m.weight for m in modules))
+        key = key_of(*(m.weight for m in modules))
         if key != state.key:
-            state.packed, state.key = _pack(state.weights, *map(rows_of, modules)), key
+            state.packed, state.key = pack(state.weights, *map(rows_of, modules)), key
+    elif state.packed is None:  # nobody called it before it was compiled
+        return rows_of(modules[0]) if len(modules) == 1 else torch.cat([*map(rows_of, modules)])
     return state.packed
+
+
+def bias_of(state: State, *modules: Any) -> Tensor | None:
+    """The biases of `modules` one after the other, kept until somebody changes them."""
+    if modules[0].bias is None or len(modules) == 1:
+        return modules[0].bias
+    if torch.compiler.is_compiling():
+        return torch.cat([m.bias for m in modules])
+    key = key_of(*(m.bias for m in modules))
+    if key != state.bias_key:
+        state.bias, state.bias_key = torch.cat([m.bias.detach() for m in modules]), key
+    return state.bias
+
+
+def share(state: State, *modules: Any) -> None:
+    """Pack `modules` as one product, of which each keeps its own panels for when it is called alone."""
+    whole, at = operand(state, *modules), 0
+    for module in modules:
+        rows, inputs = rows_of(module).shape
+        own = module._hexad
+        panels = whole.panels[at // LANES : (at + rows) // LANES]
+        own.packed = hk.PackedWeight(panels, whole.form, (rows, inputs), whole.dtype, whole.error)
+        own.key = key_of(module.weight)
+        at += rows
+
+
+def joined(state: State, x: Tensor, *modules: Any) -> Tensor:
+    """The outputs of several linear layers of x, side by side."""
+    if state.weights == "dense":
+        return torch.cat([m.forward(x) for m in modules], dim=-1)
+    return hk.linear(x, operand(state, *modules), bias_of(state, *modules))
 
 
 # Forwards
@@ -144,29 +181,30 @@ def activated(self: Any, x: Tensor) -> Tensor:
     return hk.linear(x, operand(first._hexad, first), first.bias, activation=state.activation)
 
 
-def feed_forward(self: Any, x: Tensor) -> Tensor:
-    """V act(W x + b) + c."""
+def feed_forward(self: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """V act(W x + b) + c, and a block's residual."""
     state = self._hexad
     up, down = (getattr(self, name) for name in state.names)
     if self.training or host_serves(x, up.weight, down.weight):
-        return type(self).forward(self, x)
+        y = type(self).forward(self, x)
+        return y if residual is None else y + residual
     hidden = hk.linear(x, operand(up._hexad, up), up.bias, activation=state.activation)
-    return hk.linear(hidden, operand(down._hexad, down), down.bias)
+    return hk.linear(hidden, operand(down._hexad, down), down.bias, residual=residual)
 
 
-def gated_feed_forward(self: Any, x: Tensor) -> Tensor:
-    """V (act(G x) * W x)."""
+def gated_feed_forward(self: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """V (act(G x) * W x), and a block's residual."""
     state = self._hexad
     gate, up, down = (getattr(self, name) for name in state.names)
     if self.training or host_serves(x, gate.weight, up.weight, down.weight):
-        return type(self).forward(self, x)
+        y = type(self).forward(self, x)
+        return y if residual is None else y + residual
     if state.weights == "dense":
         hidden = hk.linear(x, operand(gate._hexad, gate), gate.bias, activation=state.activation)
         hidden = hidden * hk.linear(x, operand(up._hexad, up), up.bias)
     else:
-        bias = None if gate.bias is None else torch.cat([gate.bias, up.bias])
-        hidden = hk.linear(x, operand(state, gate, up), bias, activation=state.activation)
-    return hk.linear(hidden, operand(down._hexad, down), down.bias)
+        hidden = hk.linear(x, operand(state, gate, up), bias_of(state, gate, up), activation=state.activation)
+    return hk.linear(hidden, operand(down._hexad, down), down.bias, residual=residual)
 
 
 def residual_norm(self: Any, x: Tensor, residual: Tensor) -> Tensor:

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 import hexad_kernels as hk
 from hexad.integrations import layers
-from hexad.integrations.layers import Forward, State, is_linear, rows_of
+from hexad.integrations.layers import LANES, Forward, State, is_linear, rows_of
 
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 GATES = {"silu": "silu_gate", "gelu": "gelu_gate"}
-LANES = 16
 
 
 def agrees(module: nn.Module, state: State, *inputs: Tensor) -> bool:

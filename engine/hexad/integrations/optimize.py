@@ -176,7 +176,7 @@ def _replace(model: nn.Module, form: str, keep: Sequence[str], report: Optimized
     def usable(part: nn.Module) -> bool:
         return id(part) in linears and not _hooked(part)
 
-    covered = set()
+    joined: list[tuple[State, list[Any]]] = []
     for name, whole in model.named_modules():
         if _covered(name, keep) or "forward" in vars(whole):
             continue
@@ -184,17 +184,40 @@ def _replace(model: nn.Module, form: str, keep: Sequence[str], report: Optimized
         if state is None:
             continue
         if matching.gate_as_one(whole, state, form):
-            covered |= {id(getattr(whole, part)) for part in state.names[:2]}
+            joined.append((state, [getattr(whole, part) for part in state.names[:2]]))
         _install(whole, state, report)
         report.replaced[name] = state.what
     for module in linears.values():
         module._hexad.weights = form
         if form == "dense" and layers.is_conv1d(module):
             _turn(module, report)
-        elif form != "dense" and id(module) not in covered:
-            layers.operand(module._hexad, module)
-    for module in model.modules():
-        state = getattr(module, "_hexad", None)
-        if isinstance(state, State) and state.forward is layers.gated_feed_forward and state.weights != "dense":
-            gate, up = (getattr(module, part) for part in state.names[:2])
-            layers.operand(state, gate, up)
+    if "attention" in report.replaced:
+        joined += _blocks(model, form, keep, report)
+    if form == "dense":
+        return
+    for state, parts in joined:
+        layers.share(state, *parts)
+    for module in linears.values():
+        layers.operand(module._hexad, module)
+
+
+def _blocks(model: nn.Module, form: str, keep: Sequence[str], report: Optimized) -> list[tuple[State, list[Any]]]:
+    """Take the blocks of known models whole; the products that this joins."""
+    from hexad.integrations import blocks
+
+    found = []
+    for name, block in model.named_modules():
+        if "forward" in vars(block) or any(_covered(name, [k]) or _covered(k, [name]) for k in keep):
+            continue
+        match = blocks.match_block(block, _hooked)
+        if match is None:
+            continue
+        state, parts = match
+        state.weights = form
+        if any(rows % layers.LANES for rows in (layers.rows_of(part).shape[0] for part in parts)):
+            continue
+        _install(block, state, report)
+        report.replaced[name] = state.what
+        if parts:
+            found.append((state, parts))
+    return found

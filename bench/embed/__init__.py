@@ -1,0 +1,1 @@
+"""Whole models of other people's stacks: the host alone against the host with hexad, `make bench-embed`."""

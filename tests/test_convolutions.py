@@ -1,0 +1,66 @@
+"""Convolutions as one product and by Winograd, against float64; when each is taken."""
+
+import pytest
+import torch
+from torch import nn
+
+from hexad.integrations import convolutions
+from hexad.integrations.layers import State
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def wanted(conv, x):
+    bias = None if conv.bias is None else conv.bias.double()
+    return torch.conv2d(x.double(), conv.weight.double(), bias, padding=conv.padding)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "outputs", "size"), [((2, 5, 4, 7), 3, 3), ((1, 24, 1, 1), 40, 3), ((3, 6, 2, 9), 17, 1)]
+)
+def test_product(shape, outputs, size, bias):
+    x, conv = torch.randn(shape), nn.Conv2d(shape[1], outputs, size, padding=size // 2, bias=bias)
+    y = convolutions.product(x, State("", convolutions.direct), conv).permute(0, 3, 1, 2)
+    torch.testing.assert_close(y.double(), wanted(conv, x), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 70, 8, 12), (1, 128, 32, 32)])
+def test_winograd(shape, bias):
+    x, conv = torch.randn(shape), nn.Conv2d(shape[1], 66, 3, padding=1, bias=bias)
+    y = convolutions.winograd(x, State("", convolutions.direct), conv)
+    torch.testing.assert_close(y.double(), wanted(conv, x), rtol=0, atol=4e-5)
+
+
+def test_values_loaded_later_are_used():
+    x, conv, state = torch.randn(1, 4, 4, 4), nn.Conv2d(4, 4, 3, padding=1), State("", convolutions.direct)
+    for run in (convolutions.winograd, lambda *a: convolutions.product(*a).permute(0, 3, 1, 2)):
+        run(x, state, conv)
+        conv.weight.mul_(2)
+        torch.testing.assert_close(run(x, state, conv).double(), wanted(conv, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"groups": 2}, {"dilation": 2}, {"padding": 0}, {"padding_mode": "circular"}]
+)
+def test_other_forms_are_the_hosts(options):
+    assert not convolutions.fits(nn.Conv2d(4, 4, 3, **{"padding": 1, **options}))
+
+
+def test_a_sequence_of_few_pixels():
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.LeakyReLU(0.0), nn.Conv2d(32, 32, 1), nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 6, 3, padding=1),
+    )  # fmt: skip
+    few = convolutions.FewPixels.of(net)
+    net.requires_grad_(False)
+    x = torch.randn(2, 3, 8, 8)
+    assert few.serves(x) and not few.serves(torch.randn(3, 3, 8, 8)) and not few.serves(x.double())
+    torch.testing.assert_close(few(x), net(x), rtol=0, atol=1e-5)
+    assert convolutions.FewPixels.of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))) is None
