@@ -3,12 +3,10 @@
 // warpgroups. tests/cuda_emulator/hopper.h has the same functions for the CPU.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/ampere.cuh"
 
 namespace hexad {
 namespace cuda {
-
-using half = __half;
 
 // A tile of 16-bit elements as bulk copies with the 128-byte swizzle leave it: rows of 64 elements,
 // 1024-byte aligned. Wider matrices are tiles side by side, `leading` bytes apart.
@@ -29,7 +27,6 @@ __host__ __device__ constexpr uint64_t swizzled_descriptor(uint32_t shared, uint
 #include "hopper.h"
 #else
 #include <cuda.h>
-#include <cuda_fp16.h>
 
 #define HEXAD_DYNAMIC_SHARED_1024(type, name)                          \
   extern __shared__ __align__(1024) unsigned char hexad_shared_1024[]; \
@@ -94,10 +91,6 @@ inline TensorMap tensor_map(const char* op, const void* base, bool is_bf16,
 
 namespace hexad {
 namespace cuda {
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return uint32_t(__cvta_generic_to_shared(p));
-}
 
 // Barriers in shared memory. A phase ends when `arrivals` have come and all expected bytes too.
 
@@ -208,11 +201,17 @@ template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// Keeps the compiler from moving uses of `x` across the place where it stands.
+// Keeps the compiler from moving uses of `x`, registers that wgmma holds, across the place where it
+// stands: after a wait, and before the fence when they were just written.
 template <int kCount>
 __device__ __forceinline__ void keep(float (&x)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int kCount>
+__device__ __forceinline__ void keep(uint32_t (&x)[kCount][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kCount; ++i) asm volatile("" : "+r"(x[i / 4][i % 4])::"memory");
 }
 
 }  // namespace cuda

@@ -126,10 +126,6 @@ class Block {
   Extension* extension_ = nullptr;
 };
 
-// While one lives, the kernel's accesses to memory don't switch threads.
-struct Core {
-  Core() { Block::running->in_core = true; }
-  ~Core() { Block::running->in_core = false; }
-};
+using Core = Uninterrupted;
 
 }  // namespace cuda_emulator

@@ -95,6 +95,16 @@ const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
 void seed(uint64_t value) {
   next_seed = value;
 }
+Uninterrupted::Uninterrupted() : before_(Block::running->in_core) {
+  Block::running->in_core = true;
+}
+Uninterrupted::~Uninterrupted() {
+  Block::running->in_core = before_;
+}
+void stop(const std::string& why) {
+  const Core core;
+  Block::running->stop(why);
+}
 void* shared_array(const void* key, size_t bytes) {
   const Core core;
   void* array = Block::running->shared().array(key, bytes);

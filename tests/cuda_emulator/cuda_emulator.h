@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #include "types.h"
 
@@ -37,6 +38,20 @@ enum class Collective { sync, ballot, shuffle, shuffle_up, shuffle_down, shuffle
 // Runs `thread` for every thread of the grid. Null, or what went wrong in the first block that
 // failed.
 const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+// Ends the launch from inside a thread; `why` becomes the complaint.
+void stop(const std::string& why);
+
+// While one lives, accesses to memory don't switch threads: for what wrappers do as one step.
+class Uninterrupted {
+ public:
+  Uninterrupted();
+  ~Uninterrupted();
+  Uninterrupted(const Uninterrupted&) = delete;
+
+ private:
+  bool before_;
+};
 
 // The next launch draws its orders from this seed, the ones after it from its successors.
 void seed(uint64_t value);
@@ -100,3 +115,4 @@ HEXAD_SHUFFLE(__shfl_up_sync, shuffle_up)
 HEXAD_SHUFFLE(__shfl_down_sync, shuffle_down)
 HEXAD_SHUFFLE(__shfl_xor_sync, shuffle_xor)
 #undef HEXAD_SHUFFLE
+#undef HEXAD_WHERE

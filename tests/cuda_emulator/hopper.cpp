@@ -41,7 +41,7 @@ void check_ready(const Mbarrier& m, const char* file, int line) {
 
 // Lands the copy later, once.
 void start(std::function<void()> land, bool store) {
-  auto copy = std::make_shared<Copy>();
+  auto copy = std::make_shared<BulkCopy>();
   copy->land = std::move(land);
   Block& b = *Block::running;
   ++hopper().flying;
@@ -60,7 +60,7 @@ std::string Mbarrier::describe() const {
          " of " + number(count) + " arrivals, " + number(bytes) + " bytes to come)";
 }
 
-void Copy::finish() {
+void BulkCopy::finish() {
   if (!land) return;
   const auto now = std::move(land);
   land = nullptr;
@@ -192,7 +192,6 @@ void bulk_wait(int pending) {
 void fence_async() {
   const Core core;
   fence_barrier_init();
-  Block::running->in_core = true;
   Block::running->shared().fence();
 }
 

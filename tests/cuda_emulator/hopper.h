@@ -13,6 +13,8 @@
 namespace hexad {
 namespace cuda {
 
+#define HEXAD_WHERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
 using cuda_emulator::TensorMap;
 
 inline bool on_hopper() {
@@ -101,13 +103,13 @@ template <int kPending>
 void wgmma_wait(HEXAD_WHERE) {
   cuda_emulator::wgmma_wait(kPending, file, line);
 }
-template <int kCount>
-void keep(float (&)[kCount]) {}
+template <class Registers>
+void keep(Registers&) {}
 
 template <class T, int kColumns, bool kAcross>
 struct Wgmma {
   static_assert(kColumns % 8 == 0 && kColumns <= 256, "N of wgmma");
-  static constexpr bool kBf16 = sizeof(T) == 2 && !std::is_same<T, half>::value;
+  static constexpr bool kBf16 = sizeof(T) == 2 && !std::is_same<T, f16>::value;
   static void run(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool add, HEXAD_WHERE) {
     cuda_emulator::wgmma({kBf16, kAcross, add, kColumns, d, nullptr, a, b}, file, line);
   }
@@ -116,6 +118,8 @@ struct Wgmma {
     cuda_emulator::wgmma({kBf16, kAcross, add, kColumns, d, a, 0, b}, file, line);
   }
 };
+
+#undef HEXAD_WHERE
 
 }  // namespace cuda
 }  // namespace hexad

@@ -22,7 +22,7 @@ struct Mbarrier : Waiting {
 };
 
 // A bulk copy that has started.
-struct Copy {
+struct BulkCopy {
   std::function<void()> land;
   void finish();  // lands it, once
 };
@@ -50,8 +50,8 @@ struct Warpgroup : Waiting {
 
 struct Hopper : Extension {
   std::map<uint64_t*, Mbarrier> barriers;
-  std::map<unsigned, std::vector<std::shared_ptr<Copy>>> open;
-  std::map<unsigned, std::deque<std::vector<std::shared_ptr<Copy>>>> committed;
+  std::map<unsigned, std::vector<std::shared_ptr<BulkCopy>>> open;
+  std::map<unsigned, std::deque<std::vector<std::shared_ptr<BulkCopy>>>> committed;
   std::vector<Warpgroup> groups;
   std::map<unsigned, int64_t> commits;  // of each thread
   std::map<unsigned, bool> fenced;      // since its last commit
