@@ -4,6 +4,7 @@
 // is left out of the row's sum, so what it holds does not matter, and the row's bits depend on what
 // it sees only.
 #include "cuda/common.cuh"
+#include "cuda/sm90_attention.cuh"
 
 namespace hexad {
 namespace cuda {
@@ -156,7 +157,7 @@ void run(const AttentionArgs& a, hexad_stream stream) {
 }  // namespace
 
 void attention(const AttentionArgs& args, hexad_stream stream) {
-  if (args.batch * args.heads * args.rows == 0) return;
+  if (args.batch * args.heads * args.rows == 0 || sm90_attention(args, stream)) return;
   if (args.value_dim <= 64)
     run<2>(args, stream);
   else if (args.value_dim <= 128)

@@ -1,22 +1,28 @@
 // Runs CUDA C++ kernels on the CPU: what <cuda_runtime.h> and <cuda_bf16.h> give to a kernel file,
-// for g++. A CUDA thread is a fiber; blocks run one after another; the order of threads is drawn
-// from a seed at every point where a thread waits, so a missing barrier shows as a wrong result.
+// for g++. A CUDA thread is a fiber; blocks run one after another. The order of threads is drawn
+// from a seed: at every point where a thread waits, and at accesses to memory between them, so a
+// missing barrier or a race shows as a wrong result.
 //
-// Found and reported: deadlocks (who waits where), lanes that are not in their own mask or read
-// from a lane outside it, exited lanes that others wait for, writes past a shared array. Shared
-// memory starts as NaN. Not modelled: time, the memory model, alignment.
+// Found and reported: deadlocks (who waits where, for what), lanes that are not in their own mask
+// or read from a lane outside it, exited lanes that others wait for, accesses outside shared memory
+// and outside buffers that tests put on guard pages (memory.h), misaligned accesses, what the
+// wrappers of csrc/cuda/hopper.cuh know to be wrong. Shared memory starts as NaN. Not modelled:
+// time, the memory model, banks.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
+
+#include "types.h"
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 struct dim3 {
@@ -33,12 +39,28 @@ enum class Collective { sync, ballot, shuffle, shuffle_up, shuffle_down, shuffle
 // failed.
 const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
+// Ends the launch from inside a thread; `why` becomes the complaint.
+void stop(const std::string& why);
+
+// While one lives, accesses to memory don't switch threads: for what wrappers do as one step.
+class Uninterrupted {
+ public:
+  Uninterrupted();
+  ~Uninterrupted();
+  Uninterrupted(const Uninterrupted&) = delete;
+
+ private:
+  bool before_;
+};
+
 // The next launch draws its orders from this seed, the ones after it from its successors.
 void seed(uint64_t value);
 
 void* shared_array(const void* key, size_t bytes);
 void* dynamic_shared();
 void block_barrier(const char* file, int line);
+// PTX's bar.sync (wait) and bar.arrive: `count` threads meet at barrier `id`, 1 to 15.
+void named_barrier(int id, int count, bool wait, const char* file, int line);
 uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int operand, int width,
                          const char* file, int line);
 
@@ -94,19 +116,3 @@ HEXAD_SHUFFLE(__shfl_down_sync, shuffle_down)
 HEXAD_SHUFFLE(__shfl_xor_sync, shuffle_xor)
 #undef HEXAD_SHUFFLE
 #undef HEXAD_WHERE
-
-struct __nv_bfloat16 {
-  uint16_t bits;
-};
-inline float __bfloat162float(__nv_bfloat16 x) {
-  const uint32_t raw = uint32_t(x.bits) << 16;
-  float value;
-  memcpy(&value, &raw, 4);
-  return value;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float value) {
-  uint32_t raw;
-  memcpy(&raw, &value, 4);
-  if (value != value) return {0x7fff};
-  return {uint16_t((raw + 0x7fff + (raw >> 16 & 1)) >> 16)};
-}
