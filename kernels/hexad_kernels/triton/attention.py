@@ -105,9 +105,8 @@ def attend(
     columns = tl.arange(0, BN)
     d = tl.arange(0, D)
     dv = tl.arange(0, DV)
-    wide = columns.to(tl.int64)
-    k_at = wide[None, :] * k_row + d[:, None] * k_col
-    v_at = wide[:, None] * v_row + dv[None, :] * v_col
+    k_at = columns[None, :] * k_row + d[:, None] * k_col
+    v_at = columns[:, None] * v_row + dv[None, :] * v_col
     # The careful loop is seldom run; pipelined, it would cost registers that the others need.
     for n in tl.range(begin, end, BN, num_stages=1 if CAREFUL else None):
         there = n + columns < keys
@@ -124,7 +123,7 @@ def attend(
             if LEFT:
                 visible = visible & (columns[None, :] >= (positions - left - n)[:, None])
             if MASK != 0:
-                at = mask_rows + (step + wide)[None, :] * mask_col
+                at = mask_rows + (step + columns)[None, :] * mask_col
                 if MASK == 1 or MASK == 3:
                     visible = visible & (tl.load(at, mask=there[None, :], other=0) != 0)
                 else:
@@ -314,8 +313,8 @@ def padded(dim: int) -> int:
 # Rows and keys of a tile, warps, stages, by the head dimension up to which they hold: the widest that spill nothing.
 TILES = {
     "sm_80": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
-    "sm_90": {64: (128, 128, 8, 2), 128: (128, 128, 8, 2), 256: (64, 64, 8, 2)},
-    "sm_100": {64: (128, 128, 8, 2), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "sm_100": {64: (128, 128, 8, 2), 128: (128, 64, 8, 2), 256: (128, 64, 8, 2)},
     "gfx942": {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)},
 }
 # Scores that are more than a product and a comparison want registers.
@@ -334,8 +333,11 @@ def tiles(chip: str, dtype: torch.dtype, dim: int, adjusted: bool) -> tuple[int,
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: object) -> str | None:
+    """Shared by the ops of the family: (B, H, S, D), or packed (S, H, D)."""
     if max(q.shape[-1], v.shape[-1]) > 256:
         return f"head dimension {max(q.shape[-1], v.shape[-1])}, its tiles hold 256"
+    if max(max(t.stride(-1), t.stride(2 if t.ndim == 4 else 0)) for t in (k, v)) >= 2**24:
+        return "rows 2^24 elements apart, its tiles count offsets in 32 bits"
     return refuse_dtypes(q, None if mask is None or mask.dtype == torch.bool else mask)
 
 
