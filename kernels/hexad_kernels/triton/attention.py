@@ -80,15 +80,13 @@ def online_softmax(s, m, total, factor, KIND: tl.constexpr):
 
 
 @triton.jit
-def add_special(acc, p, visible, v_ptr, v_row, keys, BN: tl.constexpr):
-    """acc plus what NaN and infinite values add to the rows that see them, one key at a time."""
+def add_special(acc, p, v_ptr, v_row, keys, BN: tl.constexpr):
+    """acc plus what NaN and infinite values add, one key at a time; p is negative where a row doesn't see a key."""
     columns = tl.arange(0, BN)
     for j in tl.range(0, tl.minimum(BN, keys), num_stages=1):
         value = tl.load(v_ptr + tl.cast(j, tl.int64) * v_row).to(tl.float32)
-        this = (columns == j)[None, :]
-        weight = tl.sum(tl.where(this, p, 0.0), 1)
-        seen = tl.max(tl.where(this & visible, 1, 0), 1) > 0
-        adds = seen[:, None] & ((tl.abs(value) < float("inf")) == 0)[None, :]
+        weight = tl.sum(tl.where((columns == j)[None, :], p, 0.0), 1)
+        adds = ((weight < 0.0) == 0)[:, None] & ((tl.abs(value) < float("inf")) == 0)[None, :]
         acc += tl.where(adds, weight[:, None] * value[None, :], 0.0)
     return acc
 
@@ -140,7 +138,7 @@ def attend(
             if tl.max(tl.where(finite, 0, 1)) > 0:
                 # Clamped columns repeat the last value dimension, which the store leaves out.
                 row = v_ptr + step * v_row + tl.minimum(dv, value_dim - 1) * v_col
-                acc = add_special(acc, p, visible, row, v_row, keys - n, BN)
+                acc = add_special(acc, tl.where(visible, p, -1.0), row, v_row, keys - n, BN)
         else:
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
     return acc, m, total
@@ -312,13 +310,18 @@ def padded(dim: int) -> int:
 
 # Rows and keys of a tile, warps, stages, by the head dimension up to which they hold: the widest that spill nothing.
 TILES = {
-    "sm_80": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_80": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
-    "sm_100": {64: (128, 128, 8, 2), 128: (128, 64, 8, 2), 256: (128, 64, 8, 2)},
+    "sm_100": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
     "gfx942": {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)},
 }
-# Scores that are more than a product and a comparison want registers.
-ADJUSTED_TILES = TILES
+# The same where scores are more than a product: a mask's tile, a soft cap and slopes want registers.
+ADJUSTED_TILES = {
+    "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "sm_100": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "gfx942": {64: (128, 64, 4, 1), 128: (128, 32, 4, 1), 256: (64, 32, 4, 1)},
+}
 FLOAT32_TILE = (16, 16, 8, 1)
 INTERPRETED_TILE = (32, 32, 1, 1)
 
@@ -341,17 +344,19 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: object)
     return refuse_dtypes(q, None if mask is None or mask.dtype == torch.bool else mask)
 
 
-def score_arguments(
-    rows: int, keys: int, dim: int, causal: int, left: int, right: int, softcap: float | None, scale: float | None
-) -> tuple[int, int, float, float]:
-    """(left, right, softcap, factor) as kernels take them: -1 for a side that is not limited, units of ln 2."""
+def window(rows: int, keys: int, causal: int, left: int, right: int) -> tuple[int, int]:
+    """(left, right) as kernels take them, -1 for a side that hides nothing."""
     right = 0 if causal else right
-    side = rows + keys
-    left, right = (w if 0 <= w < side else -1 for w in (left, right))
+    left, right = (w if w < rows + keys else -1 for w in (left, right))
+    return left, right
+
+
+def score_factors(dim: int, softcap: float | None, scale: float | None) -> tuple[float, float]:
+    """(softcap, factor of a product) that give scores in units of ln 2."""
     scale = dim**-0.5 if scale is None else scale
     if softcap is None:
-        return left, right, 1.0, scale * math.log2(math.e)
-    return left, right, softcap * math.log2(math.e), scale / softcap
+        return 1.0, scale * math.log2(math.e)
+    return softcap * math.log2(math.e), scale / softcap
 
 
 def score_kind(mask: Tensor | None, softcap: float | None, alibi: Tensor | None, factor: float) -> int:
@@ -369,7 +374,7 @@ def mask_kind(mask: Tensor | None, strides: tuple[int, ...], pack: int) -> int:
 
 
 def heads_of_a_tile(rows: int, group: int, tile: int) -> int:
-    """Query heads of one key head that share a tile: all of a group, where the rows of one would leave it half empty."""
+    """Query heads of one key head that share a tile: the group's, where the rows of one would leave it half empty."""
     return group if 2 * rows <= tile and group <= tile else 1
 
 
@@ -389,7 +394,8 @@ def run(
     strides: tuple[int, ...] = (0, 0, 0, 0)
     if mask is not None:
         strides = mask.expand(batch, heads, rows, keys).stride()
-    left, right, cap, factor = score_arguments(rows, keys, dim, causal, left, right, softcap, scale)
+    left, right = window(rows, keys, causal, left, right)
+    cap, factor = score_factors(dim, softcap, scale)
     kind = score_kind(mask, softcap, alibi_slopes, factor)
     widths = padded(dim), padded(value_dim)
     size, step, warps, stages = tiles(target(q.device), q.dtype, max(widths), kind != 0 or mask is not None)

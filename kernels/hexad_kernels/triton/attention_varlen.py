@@ -27,7 +27,8 @@ def run(
     tokens, heads, dim = q.shape
     keys, kv_heads, value_dim = v.shape
     sequences = cu_seqlens_q.shape[0] - 1
-    left, right, cap, factor = attention.score_arguments(tokens, keys, dim, causal, left, right, softcap, scale)
+    left, right = attention.window(tokens, keys, causal, left, right)
+    cap, factor = attention.score_factors(dim, softcap, scale)
     kind = attention.score_kind(None, softcap, alibi_slopes, factor)
     widths = padded(dim), padded(value_dim)
     size, step, warps, stages = attention.tiles(target(q.device), q.dtype, max(widths), kind != 0)
