@@ -1,4 +1,4 @@
-"""attention_backward in Triton: three launches and no atomic, so each sum has one order.
+"""attention_backward in Triton: two passes and no atomic, so each sum has one order.
 
     rows_kernel   a row's delta = <grad_out, out> - grad_lse into a workspace, its lse beside it
     keys_kernel   a program per tile of keys adds up grad_k and grad_v over the heads of the group, then over rows
@@ -6,7 +6,8 @@
 
 Both passes make the scores again from q, k and lse. Keys stand in rows of the second kernel's products, so that p and
 ds are left operands as they come. As in attention, tiles that nothing sees are left out, those seen whole make no
-comparison, and a program that ends up with a NaN or an infinity runs again with care for hidden pairs.
+comparison. A program that ends up with a NaN or an infinity says so, and one of a second launch of its kernel, in
+which the others end at once, makes its tile again with care for hidden pairs: the care costs registers.
 """
 
 from __future__ import annotations
@@ -106,26 +107,33 @@ def add_products(acc, w, visible, tile_ptr, row, col, there, within, UP: tl.cons
 
 @triton.jit
 def over_rows(
-    dk, dv, k, v, q_ptr, g_ptr, work_ptr, mask_at, at_key, part, begin, end, row_count, count, dim, value_dim,
-    q_row, q_col, g_row, g_col, mask_row, left, right, softcap, factor,
+    dk, dv, k, v, q_ptr, g_ptr, work_ptr, mask_at, at_key, part, begin, end, group, row_count, count, dim, value_dim,
+    q_head, q_row, q_col, g_head, g_row, g_col, mask_head, mask_row, left, right, softcap, factor,
     MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
     EDGE: tl.constexpr, CAREFUL: tl.constexpr, PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr,
     BM: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
-    """(grad_k, grad_v) of a tile of keys, rows begin to end added; at_key: the row at a key's position."""
+    """(grad_k, grad_v) of a tile of keys, rows begin to end of each head of the group added, in one loop: one in
+    another costs registers. at_key: the row at a key's position."""
     columns = tl.arange(0, BM)
     d = tl.arange(0, D)
     e = tl.arange(0, DV)
     q_at = columns[:, None] * q_row + d[None, :] * q_col
     g_at = columns[:, None] * g_row + e[None, :] * g_col
-    for r in tl.range(begin, end, BM, num_stages=1 if CAREFUL else None):
+    tiles = tl.maximum(tl.cdiv(end - begin, BM), 0)
+    for t in tl.range(0, group * tiles, num_stages=1 if CAREFUL else None):
+        h = tl.cast(t // tiles, tl.int64)
+        r = begin + t % tiles * BM
         there = r + columns < row_count
         step = tl.cast(r, tl.int64)
-        q = widen(load_tile(q_ptr + step * q_row + q_at, there[:, None], d[None, :] < dim, EDGE, PAD_K), UP)
-        lse = load_tile(work_ptr + r + columns, there, True, EDGE, False)
-        delta = load_tile(work_ptr + count + r + columns, there, True, EDGE, False)
+        q_tile = q_ptr + h * q_head + step * q_row
+        g_tile = g_ptr + h * g_head + step * g_row
+        work = work_ptr + h * row_count + r
+        q = widen(load_tile(q_tile + q_at, there[:, None], d[None, :] < dim, EDGE, PAD_K), UP)
+        lse = load_tile(work + columns, there, True, EDGE, False)
+        delta = load_tile(work + count + columns, there, True, EDGE, False)
         s = tl.dot(k, tl.trans(q), input_precision="ieee")
-        g = widen(load_tile(g_ptr + step * g_row + g_at, there[:, None], e[None, :] < value_dim, EDGE, PAD_V), UP)
+        g = widen(load_tile(g_tile + g_at, there[:, None], e[None, :] < value_dim, EDGE, PAD_V), UP)
         dp = tl.dot(v, tl.trans(g), input_precision="ieee")
         visible = there[None, :]
         bias = 0.0
@@ -136,7 +144,7 @@ def over_rows(
             if LEFT:
                 visible = visible & (columns[None, :] <= (at_key + left - r)[:, None])
             if MASK != 0:
-                pairs = mask_at + (step + columns)[None, :] * mask_row
+                pairs = mask_at + h * mask_head + (step + columns)[None, :] * mask_row
                 if MASK == 1:
                     visible = visible & (tl.load(pairs, mask=there[None, :], other=0) != 0)
                 else:
@@ -148,11 +156,11 @@ def over_rows(
         if CAREFUL:
             row = tl.minimum(part, value_dim - 1)
             dv = add_products(
-                dv, p, visible, g_ptr + step * g_row + row * g_col, g_row, g_col, row_count - r, value_dim - row, UP, BM
+                dv, p, visible, g_tile + row * g_col, g_row, g_col, row_count - r, value_dim - row, UP, BM
             )  # fmt: skip
             row = tl.minimum(part, dim - 1)
             dk = add_products(
-                dk, ds, visible, q_ptr + step * q_row + row * q_col, q_row, q_col, row_count - r, dim - row, UP, BM
+                dk, ds, visible, q_tile + row * q_col, q_row, q_col, row_count - r, dim - row, UP, BM
             )  # fmt: skip
         else:
             dv = tl.dot(p.to(g.dtype), g, dv, input_precision="ieee")
@@ -162,14 +170,19 @@ def over_rows(
 
 @triton.jit(do_not_specialize=["heads", "group", "row_count", "keys", "count", "left", "right"])
 def keys_kernel(
-    q_ptr, k_ptr, v_ptr, grad_out_ptr, work_ptr, mask_ptr, grad_k_ptr, grad_v_ptr,
+    q_ptr, k_ptr, v_ptr, grad_out_ptr, work_ptr, mask_ptr, flag_ptr, grad_k_ptr, grad_v_ptr,
     heads, group, row_count, keys, count, dim, value_dim,
     q_batch, q_head, q_row, q_col, k_batch, k_head, k_row, k_col, v_batch, v_head, v_row, v_col,
     g_batch, g_head, g_row, g_col, mask_batch, mask_head, mask_row, mask_col, left, right, softcap, factor, scale,
-    UPPER_LEFT: tl.constexpr, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
+    CAREFUL: tl.constexpr, UPPER_LEFT: tl.constexpr, MASK: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
     PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
+    if CAREFUL:
+        spoilt = tl.load(flag_ptr + tl.program_id(0))
+        if spoilt == 0:
+            return
     tiles = tl.cdiv(keys, BN)
     kv_heads = heads // group
     sequence = (tl.program_id(0) // tiles).to(tl.int64)
@@ -178,7 +191,6 @@ def keys_kernel(
     b, kv_head = sequence // kv_heads, sequence % kv_heads
     d = tl.arange(0, D)
     e = tl.arange(0, DV)
-    part = tl.arange(0, CAREFUL_COLUMNS)
     # Keys past the last repeat it: they read what is there, and are not stored.
     here = first + tl.arange(0, BN) < keys
     key = tl.minimum(first + tl.arange(0, BN), keys - 1)
@@ -193,57 +205,54 @@ def keys_kernel(
     last = tl.minimum(first + BN, keys) - 1 - offset
     # From a key, the window lies the other way round.
     begin, full_begin, full_end, end = key_range(first - offset, last, row_count, right, left, RIGHT, LEFT, BM)
+    h = kv_head * group
+    q_ptr += b * q_batch + h * q_head
+    grad_out_ptr += b * g_batch + h * g_head
+    work_ptr += (b * heads + h) * row_count
     if MASK != 0:
-        full_begin = begin
-        full_end = begin
-    dk = tl.zeros((BN, D), tl.float32)
-    dv = tl.zeros((BN, DV), tl.float32)
-    for g in tl.range(0, group, num_stages=1):
-        h = kv_head * group + g
-        q_at = q_ptr + b * q_batch + h * q_head
-        g_at = grad_out_ptr + b * g_batch + h * g_head
-        work = work_ptr + (b * heads + h) * row_count
-        mask_at = mask_ptr
-        if MASK != 0:
-            mask_at = mask_ptr + b * mask_batch + h * mask_head + wide[:, None] * mask_col
-        else:
-            if RIGHT:
-                dk, dv = over_rows(
-                    dk, dv, k, v, q_at, g_at, work, mask_at, key - offset, 0, begin, full_begin, row_count, count,
-                    dim, value_dim, q_row, q_col, g_row, g_col, mask_row, left, right, softcap, factor,
-                    MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BM, D, DV,
-                )  # fmt: skip
-            dk, dv = over_rows(
-                dk, dv, k, v, q_at, g_at, work, mask_at, key - offset, 0, full_begin, full_end, row_count, count,
-                dim, value_dim, q_row, q_col, g_row, g_col, mask_row, left, right, softcap, factor,
-                MASK, LEFT, RIGHT, SOFTCAP, False, False, PAD_K, PAD_V, UP, BM, D, DV,
-            )  # fmt: skip
-        dk, dv = over_rows(
-            dk, dv, k, v, q_at, g_at, work, mask_at, key - offset, 0, full_end, end, row_count, count,
-            dim, value_dim, q_row, q_col, g_row, g_col, mask_row, left, right, softcap, factor,
-            MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BM, D, DV,
-        )  # fmt: skip
-    grad_k_at = grad_k_ptr + sequence * keys * dim + wide[:, None] * dim
-    grad_v_at = grad_v_ptr + sequence * keys * value_dim + wide[:, None] * value_dim
-    if any_special(dk) | any_special(dv):
+        mask_ptr += b * mask_batch + h * mask_head + wide[:, None] * mask_col
+    grad_k_at = grad_k_ptr + (sequence * keys + wide)[:, None] * dim
+    grad_v_at = grad_v_ptr + (sequence * keys + wide)[:, None] * value_dim
+    if CAREFUL:
+        part = tl.arange(0, CAREFUL_COLUMNS)
         for c in range(0, tl.maximum(dim, value_dim), CAREFUL_COLUMNS):
             some_k = tl.zeros((BN, CAREFUL_COLUMNS), tl.float32)
             some_v = tl.zeros((BN, CAREFUL_COLUMNS), tl.float32)
-            for g in tl.range(0, group, num_stages=1):
-                h = kv_head * group + g
-                mask_at = mask_ptr
-                if MASK != 0:
-                    mask_at = mask_ptr + b * mask_batch + h * mask_head + wide[:, None] * mask_col
-                some_k, some_v = over_rows(
-                    some_k, some_v, k, v, q_ptr + b * q_batch + h * q_head, grad_out_ptr + b * g_batch + h * g_head,
-                    work_ptr + (b * heads + h) * row_count, mask_at, key - offset, c, begin, end, row_count, count,
-                    dim, value_dim, q_row, q_col, g_row, g_col, mask_row, left, right, softcap, factor,
-                    MASK, LEFT, RIGHT, SOFTCAP, True, True, PAD_K, PAD_V, UP, BM, D, DV,
-                )  # fmt: skip
+            some_k, some_v = over_rows(
+                some_k, some_v, k, v, q_ptr, grad_out_ptr, work_ptr, mask_ptr, key - offset, c, begin, end,
+                group, row_count, count, dim, value_dim,
+                q_head, q_row, q_col, g_head, g_row, g_col, mask_head, mask_row, left, right, softcap, factor,
+                MASK, LEFT, RIGHT, SOFTCAP, True, True, PAD_K, PAD_V, UP, BM, D, DV,
+            )  # fmt: skip
             at = c + part[None, :]
             tl.store(grad_k_at + at, some_k * scale, mask=here[:, None] & (at < dim))
             tl.store(grad_v_at + at, some_v, mask=here[:, None] & (at < value_dim))
     else:
+        dk = tl.zeros((BN, D), tl.float32)
+        dv = tl.zeros((BN, DV), tl.float32)
+        if MASK != 0:
+            full_end = begin
+        else:
+            if RIGHT:
+                dk, dv = over_rows(
+                    dk, dv, k, v, q_ptr, grad_out_ptr, work_ptr, mask_ptr, key - offset, 0, begin, full_begin,
+                    group, row_count, count, dim, value_dim,
+                    q_head, q_row, q_col, g_head, g_row, g_col, mask_head, mask_row, left, right, softcap, factor,
+                    MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BM, D, DV,
+                )  # fmt: skip
+            dk, dv = over_rows(
+                dk, dv, k, v, q_ptr, grad_out_ptr, work_ptr, mask_ptr, key - offset, 0, full_begin, full_end,
+                group, row_count, count, dim, value_dim,
+                q_head, q_row, q_col, g_head, g_row, g_col, mask_head, mask_row, left, right, softcap, factor,
+                MASK, LEFT, RIGHT, SOFTCAP, False, False, PAD_K, PAD_V, UP, BM, D, DV,
+            )  # fmt: skip
+        dk, dv = over_rows(
+            dk, dv, k, v, q_ptr, grad_out_ptr, work_ptr, mask_ptr, key - offset, 0, full_end, end,
+            group, row_count, count, dim, value_dim,
+            q_head, q_row, q_col, g_head, g_row, g_col, mask_head, mask_row, left, right, softcap, factor,
+            MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BM, D, DV,
+        )  # fmt: skip
+        tl.store(flag_ptr + tl.program_id(0), (any_special(dk) | any_special(dv)).to(tl.int32))
         tl.store(grad_k_at + d[None, :], dk * scale, mask=here[:, None] & (d < dim)[None, :])
         tl.store(grad_v_at + e[None, :], dv, mask=here[:, None] & (e < value_dim)[None, :])
 
@@ -297,14 +306,19 @@ def over_keys(
 
 @triton.jit(do_not_specialize=["heads", "group", "row_count", "keys", "count", "left", "right"])
 def queries_kernel(
-    q_ptr, k_ptr, v_ptr, grad_out_ptr, work_ptr, mask_ptr, grad_q_ptr,
+    q_ptr, k_ptr, v_ptr, grad_out_ptr, work_ptr, mask_ptr, flag_ptr, grad_q_ptr,
     heads, group, row_count, keys, count, dim, value_dim,
     q_batch, q_head, q_row, q_col, k_batch, k_head, k_row, k_col, v_batch, v_head, v_row, v_col,
     g_batch, g_head, g_row, g_col, mask_batch, mask_head, mask_row, mask_col, left, right, softcap, factor, scale,
-    UPPER_LEFT: tl.constexpr, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
+    CAREFUL: tl.constexpr, UPPER_LEFT: tl.constexpr, MASK: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
     PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
+    if CAREFUL:
+        spoilt = tl.load(flag_ptr + tl.program_id(0))
+        if spoilt == 0:
+            return
     tiles = tl.cdiv(row_count, BM)
     sequence = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tiles - 1 - tl.program_id(0) % tiles) * BM
@@ -327,41 +341,46 @@ def queries_kernel(
         offset = keys - row_count
     last = tl.minimum(first + BM, row_count) - 1 + offset
     begin, full_begin, full_end, end = key_range(first + offset, last, keys, left, right, LEFT, RIGHT, BN)
-    mask_at = mask_ptr
-    dq = tl.zeros((BM, D), tl.float32)
     if MASK != 0:
-        mask_at = mask_ptr + b * mask_batch + h * mask_head + wide[:, None] * mask_row
-        full_begin = begin
-        full_end = begin
-    else:
-        if LEFT:
-            dq = over_keys(
-                dq, q, g, lse, delta, k_ptr, v_ptr, mask_at, row + offset, 0, begin, full_begin, keys, dim, value_dim,
-                k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
-                MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BN, D, DV,
-            )  # fmt: skip
-        dq = over_keys(
-            dq, q, g, lse, delta, k_ptr, v_ptr, mask_at, row + offset, 0, full_begin, full_end, keys, dim, value_dim,
-            k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
-            MASK, LEFT, RIGHT, SOFTCAP, False, False, PAD_K, PAD_V, UP, BN, D, DV,
-        )  # fmt: skip
-    dq = over_keys(
-        dq, q, g, lse, delta, k_ptr, v_ptr, mask_at, row + offset, 0, full_end, end, keys, dim, value_dim,
-        k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
-        MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BN, D, DV,
-    )  # fmt: skip
+        mask_ptr += b * mask_batch + h * mask_head + wide[:, None] * mask_row
     grad_q_at = grad_q_ptr + (sequence * row_count + wide)[:, None] * dim
-    if any_special(dq):
+    if CAREFUL:
         part = tl.arange(0, CAREFUL_COLUMNS)
         for c in range(0, dim, CAREFUL_COLUMNS):
+            some = tl.zeros((BM, CAREFUL_COLUMNS), tl.float32)
             some = over_keys(
-                tl.zeros((BM, CAREFUL_COLUMNS), tl.float32), q, g, lse, delta, k_ptr, v_ptr, mask_at, row + offset, c,
-                begin, end, keys, dim, value_dim, k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+                some, q, g, lse, delta, k_ptr, v_ptr, mask_ptr, row + offset, c, begin, end,
+                keys, dim, value_dim,
+                k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
                 MASK, LEFT, RIGHT, SOFTCAP, True, True, PAD_K, PAD_V, UP, BN, D, DV,
             )  # fmt: skip
             at = c + part[None, :]
             tl.store(grad_q_at + at, some * scale, mask=here[:, None] & (at < dim))
     else:
+        dq = tl.zeros((BM, D), tl.float32)
+        if MASK != 0:
+            full_end = begin
+        else:
+            if LEFT:
+                dq = over_keys(
+                    dq, q, g, lse, delta, k_ptr, v_ptr, mask_ptr, row + offset, 0, begin, full_begin,
+                    keys, dim, value_dim,
+                    k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+                    MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BN, D, DV,
+                )  # fmt: skip
+            dq = over_keys(
+                dq, q, g, lse, delta, k_ptr, v_ptr, mask_ptr, row + offset, 0, full_begin, full_end,
+                keys, dim, value_dim,
+                k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+                MASK, LEFT, RIGHT, SOFTCAP, False, False, PAD_K, PAD_V, UP, BN, D, DV,
+            )  # fmt: skip
+        dq = over_keys(
+            dq, q, g, lse, delta, k_ptr, v_ptr, mask_ptr, row + offset, 0, full_end, end,
+            keys, dim, value_dim,
+            k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+            MASK, LEFT, RIGHT, SOFTCAP, True, False, PAD_K, PAD_V, UP, BN, D, DV,
+        )  # fmt: skip
+        tl.store(flag_ptr + tl.program_id(0), any_special(dq).to(tl.int32))
         tl.store(grad_q_at + d[None, :], dq * scale, mask=here[:, None] & (d < dim)[None, :])
 
 
@@ -439,19 +458,25 @@ def run(
     sizes = heads, group, rows, keys, count, dim, value_dim
     layout = (
         *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), *strides, left, right, cap, factor, scale,
+    )  # fmt: skip
+    choices = (
         causal == 2, masked, left >= 0, right >= 0, softcap is not None, widths[0] != dim,
         widths[1] != value_dim, INTERPRETED,
     )  # fmt: skip
     of_keys, of_rows = tiles(target(q.device), q.dtype, max(widths))
     size, step, warps, stages = of_keys
-    launch(
-        keys_kernel, (triton.cdiv(keys, size) * kv_heads * batch,), q.device,
-        q, k, v, grad_out, work, mask, grad_k, grad_v, *sizes, *layout, step, size, *widths,
-        num_warps=warps, num_stages=stages, **OPTIONS,
-    )  # fmt: skip
+    programs = triton.cdiv(keys, size) * kv_heads * batch
+    flags = torch.empty(programs, dtype=torch.int32, device=q.device)
+    for careful in (False, True):
+        launch(
+            keys_kernel, (programs,), q.device, q, k, v, grad_out, work, mask, flags, grad_k, grad_v,
+            *sizes, *layout, careful, *choices, step, size, *widths, num_warps=warps, num_stages=stages, **OPTIONS,
+        )  # fmt: skip
     size, step, warps, stages = of_rows
-    launch(
-        queries_kernel, (triton.cdiv(rows, size) * heads * batch,), q.device,
-        q, k, v, grad_out, work, mask, grad_q, *sizes, *layout, size, step, *widths,
-        num_warps=warps, num_stages=stages, **OPTIONS,
-    )  # fmt: skip
+    programs = triton.cdiv(rows, size) * heads * batch
+    flags = torch.empty(programs, dtype=torch.int32, device=q.device)
+    for careful in (False, True):
+        launch(
+            queries_kernel, (programs,), q.device, q, k, v, grad_out, work, mask, flags, grad_q,
+            *sizes, *layout, careful, *choices, size, step, *widths, num_warps=warps, num_stages=stages, **OPTIONS,
+        )  # fmt: skip
