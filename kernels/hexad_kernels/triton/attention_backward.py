@@ -388,37 +388,45 @@ ROWS_TILE = 16  # rows of rows_kernel
 # ((keys, rows, warps, stages) of keys_kernel, (rows, keys, warps, stages) of queries_kernel), by head dimension.
 TILES = {
     "sm_80": {
-        64: ((64, 64, 8, 2), (64, 64, 8, 2)),
+        64: ((64, 32, 8, 2), (64, 64, 8, 2)),
         128: ((64, 32, 8, 2), (64, 32, 8, 2)),
         256: ((32, 16, 8, 1), (32, 16, 8, 1)),
     },
     "sm_90": {
-        64: ((64, 64, 8, 2), (64, 64, 8, 2)),
-        128: ((64, 64, 8, 2), (64, 64, 8, 2)),
+        64: ((128, 32, 8, 2), (128, 64, 8, 2)),
+        128: ((64, 32, 8, 2), (128, 64, 8, 2)),
         256: ((32, 16, 8, 1), (32, 16, 8, 1)),
     },
     "sm_100": {
-        64: ((64, 64, 8, 2), (64, 64, 8, 2)),
-        128: ((64, 64, 8, 2), (64, 64, 8, 2)),
-        256: ((32, 16, 8, 1), (32, 16, 8, 1)),
+        64: ((64, 32, 8, 2), (128, 64, 8, 2)),
+        128: ((64, 32, 8, 2), (128, 64, 8, 2)),
+        256: ((32, 16, 8, 1), (64, 32, 8, 2)),
     },
     "gfx942": {
-        64: ((64, 64, 8, 1), (64, 64, 8, 1)),
-        128: ((64, 32, 8, 1), (64, 32, 8, 1)),
-        256: ((32, 16, 8, 1), (32, 16, 8, 1)),
+        64: ((64, 32, 4, 1), (64, 32, 4, 1)),
+        128: ((64, 32, 4, 2), (64, 32, 4, 1)),
+        256: ((32, 16, 4, 1), (32, 16, 4, 1)),
     },
 }
+# Masks and soft caps want registers: fewer rows at a time in keys_kernel.
+ADJUSTED_ROWS = 16
 FLOAT32_TILES = ((16, 16, 8, 1), (16, 16, 8, 1))
 # The interpreter sums a product's terms one after another: in float32 longer tiles would show.
 INTERPRETED_TILES = {4: ((64, 32, 1, 1), (64, 32, 1, 1)), 2: ((64, 64, 1, 1), (64, 64, 1, 1))}
 
 
-def tiles(chip: str, dtype: torch.dtype, dim: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+Shape = tuple[int, int, int, int]
+
+
+def tiles(chip: str, dtype: torch.dtype, dim: int, adjusted: bool) -> tuple[Shape, Shape]:
     if INTERPRETED:
         return INTERPRETED_TILES[dtype.itemsize]
     if dtype == torch.float32:
         return FLOAT32_TILES
-    return next(shapes for width, shapes in TILES[chip].items() if dim <= width)
+    of_keys, of_rows = next(shapes for width, shapes in TILES[chip].items() if dim <= width)
+    if adjusted and dim > 64:
+        of_keys = (of_keys[0], ADJUSTED_ROWS, *of_keys[2:])
+    return of_keys, of_rows
 
 
 def refuses(
@@ -463,7 +471,7 @@ def run(
         causal == 2, masked, left >= 0, right >= 0, softcap is not None, widths[0] != dim,
         widths[1] != value_dim, INTERPRETED,
     )  # fmt: skip
-    of_keys, of_rows = tiles(target(q.device), q.dtype, max(widths))
+    of_keys, of_rows = tiles(target(q.device), q.dtype, max(widths), mask is not None or softcap is not None)
     size, step, warps, stages = of_keys
     programs = triton.cdiv(keys, size) * kv_heads * batch
     flags = torch.empty(programs, dtype=torch.int32, device=q.device)
