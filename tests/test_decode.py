@@ -212,15 +212,20 @@ def test_a_sink_is_a_key_without_a_value(name):
 
 
 def test_gpu_kernels_refuse_what_they_do_not_have():
+    from hexad_kernels.decode import _cuda_refuses
+
     q, k, v = inputs()
     caches, scales = int8_caches(k, v)
-    triton = pytest.importorskip("hexad_kernels.triton.decode")
     none = (None,) * 4
     options = (int32(1, 1, 1), None, -1, None, None)
-    assert triton.refuses(q[:, :, 0], k, v, *options, *none) is None
-    assert "int8" in triton.refuses(q[:, :, 0], *caches, *options, *scales.values(), None, None)
+    assert _cuda_refuses(q[:, :, 0], k, v, *options, *none) is None
+    assert "int8" in _cuda_refuses(q[:, :, 0], *caches, *options, *scales.values(), None, None)
     for heads in ((torch.zeros(HEADS), None), (None, torch.zeros(HEADS))):
-        assert "alibi_slopes or sinks" in triton.refuses(q[:, :, 0], k, v, *options, None, None, *heads)
+        assert "alibi_slopes or sinks" in _cuda_refuses(q[:, :, 0], k, v, *options, None, None, *heads)
+    triton = pytest.importorskip("hexad_kernels.triton.decode")
+    assert triton.refuses(q[:, :, 0], *caches, *options, *scales.values(), torch.zeros(HEADS), None) is None
+    wide = (t[..., :1].expand(*t.shape[:-1], 257) for t in (q[:, :, 0], k, v))
+    assert "head dimension 257" in triton.refuses(*wide, *options, *none)
 
 
 def test_compiles_without_graph_breaks():

@@ -200,11 +200,13 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     """By the op attention_backward; what it does not know comes from the reference."""
     *known, alibi_slopes, sinks = args
-    if needed[3] or alibi_slopes is not None or sinks is not None or args[0].dtype == torch.float16:
-        return _op._reference_backward(grads, needed, args)
-    from hexad_kernels.attention_backward import gradients
+    found = None
+    if not needed[3] and alibi_slopes is None and sinks is None:
+        from hexad_kernels.attention_backward import gradients
 
-    found = gradients(grads, tuple(known), outputs)
+        found = gradients(grads, tuple(known), outputs)
+    if found is None:
+        return _op._reference_backward(grads, needed, args)
     return [grad for grad, need in zip(found, needed) if need]
 
 
@@ -224,6 +226,7 @@ _op = Op(
     batch=lambda *_: {0: 4, 1: 4, 2: 4, 3: 4},
     cast="lower",
     cast_at=(0, 1, 2),
+    backward_on=("cpu", "triton", "triton-interpreted"),
 )
 
 
@@ -261,7 +264,7 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over a whole sequence of queries.
 
-    q          (B, Hq, Sq, D); float32, bfloat16, float16 on the CPU (others, float64 through the reference)
+    q          (B, Hq, Sq, D); float32, bfloat16, float16 on the CPU and in Triton (others through the reference)
     k, v       (B, Hkv, Skv, D), (B, Hkv, Skv, Dv), dtype and device of q; Hkv divides Hq: query head h reads key head
                h // (Hq / Hkv). Any strides.
     causal     True: row i sits at position i + Skv - Sq (the last row sees every key); "upper_left": at position i
@@ -274,7 +277,7 @@ def attention(
     sinks      (Hq,) float32: a logit that takes its share of each row's weight and has no value
     Returns out (B, Hq, Sq, Dv) like q; with return_lse also lse (B, Hq, Sq), natural logarithm, float32 (float64 for
     float64). A row without a visible key: out 0, lse -inf (or the sink). Differentiable in q, k, v, a floating mask,
-    alibi_slopes and sinks. The GPU kernels take neither of the last two.
+    alibi_slopes and sinks. The CUDA kernels take neither of the last two.
     Raises ValueError (shapes, options, devices) or TypeError (dtypes) that names the argument.
     """
     kind = check.choice(causal, "causal", CAUSAL)

@@ -150,14 +150,17 @@ _op = Op(
 )
 
 
-def gradients(grads: list[Tensor | None], args: tuple[Any, ...], outputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Of attention's q, k and v, as autograd asks for them: a missing gradient is zero."""
+def gradients(grads: list[Tensor | None], args: tuple[Any, ...], outputs: list[Tensor]) -> tuple[Tensor, ...] | None:
+    """Of attention's q, k and v, as autograd asks for them: a missing gradient is zero. None: no kernel makes them."""
     out, lse = outputs
     grad_out, grad_lse = grads
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     q, k, v, *rest = args
-    found: tuple[Tensor, ...] = _op(grad_out, grad_lse, q, k, v, out, lse, *rest)
+    flat = (grad_out, grad_lse, q, k, v, out, lse, *rest)
+    if not _op.has_kernel(flat):
+        return None
+    found: tuple[Tensor, ...] = _op(*flat)
     return found
 
 

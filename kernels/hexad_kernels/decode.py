@@ -6,7 +6,8 @@ K_b and V_b are rows of a cache (P, Hkv, page, D). Without a block table sequenc
 sequence b lies in page block_table[b, j // page] at slot j % page. The new token's own key belongs in the cache first
 (append_kv), and lengths counts it. What a cache holds past a sequence's length is never read.
 
-A row's bits are those of the same row in a causal attention over the same keys, for any batch and any paging.
+A row's bits are the same for any batch, any paging and any capacity of the cache; on the CPU they are those of the same
+row in a causal attention over the same keys.
 
 An int8 cache has a scale for each slot and head: K = k_cache * k_scale, V = v_cache * v_scale. Two options, with h the
 query head and p = lengths - 1 the newest position, change the softmax:
@@ -180,7 +181,7 @@ def _native(
 def gpu_refuses(
     k_scale: Tensor | None, v_scale: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None
 ) -> str | None:
-    """What only the CPU's kernel and the reference have."""
+    """What the CUDA kernel has not."""
     if k_scale is not None:
         return "an int8 cache (its kernels are for float32 and bfloat16)"
     if alibi_slopes is not None or sinks is not None:
@@ -249,7 +250,7 @@ def decode(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of one query per sequence over a contiguous or paged cache.
 
-    q            (B, Hq, D); float32, bfloat16 (float16, float64 through the reference)
+    q            (B, Hq, D); float32, bfloat16, float16 in Triton (others through the reference)
     k_cache      (P, Hkv, page, D), q's dtype or int8; without block_table P = B and page is the cache's capacity; Hkv
                  divides Hq
     v_cache      (P, Hkv, page, Dv)
@@ -263,7 +264,7 @@ def decode(
     alibi_slopes (Hq,) float32 (float64 for float64): head h adds -slope_h times a key's distance to its score
     sinks        (Hq,) float32 (float64 for float64): a logit of each head that joins its softmax without a value;
                  counted in lse, so that an empty sequence has out 0, lse = sink
-    int8 caches, slopes and sinks are for the CPU's kernel and the reference.
+    The CUDA kernel knows no int8 cache, slopes or sinks.
     Returns out (B, Hq, Dv) like q; with return_lse also lse (B, Hq) float32 (float64 for float64).
     Raises ValueError naming the row and the value for a length beyond the cache or below 0 and for a page that is not
     in the cache, before anything is written (on the CPU; on a GPU the values are the caller's care).

@@ -338,6 +338,12 @@ class Op:
             return "triton is not installed"
         return self._triton_module().refuses(*args)
 
+    def has_kernel(self, args: tuple[Any, ...]) -> bool:
+        """Whether a kernel, not only the reference, serves these arguments."""
+        forced = _forced.get()
+        names = _preferred(_device(args)) if forced is None else (forced,)
+        return any(name != "reference" and self.refusal(name, args) is None for name in names)
+
     def _triton_module(self) -> Any:
         if self._triton is None:
             self._triton = import_module(f"hexad_kernels.triton.{self.name}")

@@ -1,33 +1,82 @@
 """attention in Triton: a program per tile of query rows carries the softmax over tiles of keys.
 
-Tile sizes follow from dtype, head dimension and whether there is a mask, and key tiles are counted from key 0: a row's
-bits depend on what it sees and on nothing else. Tiles that no row of the program sees are skipped.
+Key tiles are counted from key 0 and their size follows from chip, dtype, head dimension and the kind of mask; a tile's
+arithmetic is the same whether or not it has to look for hidden keys, and no multiplication is fused with an addition
+that is not written as fma. So a row's bits depend on what it sees and on nothing else: not on the rows beside it in
+its tile, nor on the query heads of its group that share the tile when rows are few.
 
-A hidden key must not matter, yet in a matrix product 0 * NaN does. So the fast loop runs first; a program that ends
+Tiles that no row sees are left out; tiles that every row sees whole make no comparison. The longest programs of a
+causal call come first. Scores are in units of ln 2, so that exponentials are exp2.
+
+A hidden key must not matter, yet in a matrix product 0 * NaN does. So the fast loops run first; a program that ends
 up with a NaN or an infinity runs again with care.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hexad_kernels.triton.common import INTERPRETED, launch, refuse_dtypes, tanh, widen
+from hexad_kernels.triton.common import INTERPRETED, launch, refuse_dtypes, tanh, target, widen
 
 CAREFUL_COLUMNS = tl.constexpr(16)
+LOG2E = tl.constexpr(math.log2(math.e))
+LN2_HIGH = tl.constexpr(0.693145751953125)  # 16 bits, so that what it multiplies loses little
+LN2_LOW = tl.constexpr(math.log(2) - 0.693145751953125)
+RAW = tl.constexpr(0)  # the scores of a tile are plain products, to be scaled inside exp2's argument
+SCALED = tl.constexpr(1)
+
+# The fusing of products and sums is written out: what the compiler fuses depends on the code around it.
+OPTIONS = {"enable_fp_fusion": False}
 
 
 @triton.jit
-def online_softmax(s, visible, m, total):
+def load_tile(at, there, within, EDGE: tl.constexpr, PADDED: tl.constexpr):
+    """A tile of keys or values: 0 past the last key (edge tiles) and past the head dimension (padded widths)."""
+    if EDGE:
+        if PADDED:
+            return tl.load(at, mask=there & within, other=0.0)
+        return tl.load(at, mask=there, other=0.0)
+    if PADDED:
+        return tl.load(at, mask=within, other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def adjusted(
+    s, positions, columns, slopes, softcap, factor, KIND: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr
+):  # fmt: skip
+    """Scores in units of ln 2 from products; the factor is scale log2(e), with a soft cap scale / cap. Positions and
+    columns are counted from the tile's first key."""
+    if KIND == SCALED:
+        s = s * factor
+        if SOFTCAP:
+            s = tanh(s) * softcap
+        if ALIBI:
+            # Floats: a conversion from an integer costs as much as an exponential.
+            ahead = columns.to(tl.float32)[None, :] - positions.to(tl.float32)[:, None]
+            s = tl.fma(-slopes[:, None], tl.abs(ahead), s)
+    return s
+
+
+@triton.jit
+def online_softmax(s, m, total, factor, KIND: tl.constexpr):
     """One more tile of scores: its exponentials, the factor for what was summed before, the new (m, total)."""
-    s = tl.where(visible, s, float("-inf"))
-    m_new = tl.maximum(m, tl.max(s, 1))
+    top = tl.max(s, 1)
+    if KIND == RAW:
+        top = top * factor
+    m_new = tl.maximum(m, top)
     base = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp(s - base[:, None])
-    before = tl.exp(m - base)
-    return p, before, m_new, total * before + tl.sum(p, 1)
+    if KIND == RAW:
+        p = tl.exp2(tl.fma(s, factor, -base[:, None]))
+    else:
+        p = tl.exp2(s - base[:, None])
+    before = tl.exp2(m - base)
+    return p, before, m_new, tl.fma(total, before, tl.sum(p, 1))
 
 
 @triton.jit
@@ -35,7 +84,7 @@ def add_special(acc, p, v_ptr, v_row, keys, BN: tl.constexpr):
     """acc plus what NaN and infinite values add, one key at a time; p is negative where a row doesn't see a key."""
     columns = tl.arange(0, BN)
     for j in tl.range(0, tl.minimum(BN, keys), num_stages=1):
-        value = tl.load(v_ptr + j * v_row).to(tl.float32)
+        value = tl.load(v_ptr + tl.cast(j, tl.int64) * v_row).to(tl.float32)
         weight = tl.sum(tl.where((columns == j)[None, :], p, 0.0), 1)
         adds = ((weight < 0.0) == 0)[:, None] & ((tl.abs(value) < float("inf")) == 0)[None, :]
         acc += tl.where(adds, weight[:, None] * value[None, :], 0.0)
@@ -44,56 +93,49 @@ def add_special(acc, p, v_ptr, v_row, keys, BN: tl.constexpr):
 
 @triton.jit
 def attend(
-    q, k_ptr, v_ptr, mask_ptr, first, row_count, offset, keys, dim, value_dim,
-    k_row, k_col, v_row, v_col, mask_row, mask_col, left, right, softcap, scale,
-    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, CAREFUL: tl.constexpr,
-    UP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    q, k_ptr, v_ptr, mask_rows, acc, m, total, positions, slopes, begin, end, keys, dim, value_dim,
+    k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
+    KIND: tl.constexpr, EDGE: tl.constexpr, CAREFUL: tl.constexpr, PAD_K: tl.constexpr, PAD_V: tl.constexpr,
+    UP: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
-    """(sum of weighted values, maximum, sum of exponentials) of query rows first .. first + BM - 1."""
-    rows = first + tl.arange(0, BM)
+    """(weighted values, maximum, sum of exponentials) with the tiles of keys from begin to end added."""
     columns = tl.arange(0, BN)
     d = tl.arange(0, D)
     dv = tl.arange(0, DV)
-    acc = tl.zeros((BM, DV), tl.float32)
-    m = tl.full((BM,), float("-inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    begin, end = 0, keys
-    if LEFT:
-        begin = tl.maximum(first + offset - left, 0) // BN * BN
-    if RIGHT:
-        end = tl.minimum(first + BM + offset + right, keys)
-    k_at = k_ptr + columns[None, :] * k_row + d[:, None] * k_col
-    v_at = v_ptr + columns[:, None] * v_row + dv[None, :] * v_col
-    if MASK != 0:
-        mask_ptr += tl.cast(first, tl.int64) * mask_row
-    mask_at = tl.arange(0, BM)[:, None] * mask_row + columns[None, :] * mask_col
-    # The careful loop is seldom run; pipelined, it would cost registers that the other one needs.
+    k_at = columns[None, :] * k_row + d[:, None] * k_col
+    v_at = columns[:, None] * v_row + dv[None, :] * v_col
+    # The careful loop is seldom run; pipelined, it would cost registers that the others need.
     for n in tl.range(begin, end, BN, num_stages=1 if CAREFUL else None):
         there = n + columns < keys
         step = tl.cast(n, tl.int64)
-        k = tl.load(k_at + step * k_row, mask=there[None, :] & (d[:, None] < dim), other=0.0)
-        s = tl.dot(q, widen(k, UP), input_precision="ieee") * scale
-        if SOFTCAP:
-            s = softcap * tanh(s / softcap)
-        visible = there[None, :] & (rows < row_count)[:, None]
-        ahead = (n + columns)[None, :] - (rows + offset)[:, None]
-        if LEFT:
-            visible = visible & (ahead >= -left)
-        if RIGHT:
-            visible = visible & (ahead <= right)
-        if MASK == 1:
-            visible = visible & (tl.load(mask_ptr + step * mask_col + mask_at, mask=visible, other=0) != 0)
-        elif MASK == 2:
-            bias = tl.load(mask_ptr + step * mask_col + mask_at, mask=visible, other=0.0).to(tl.float32)
-            visible = visible & (bias != float("-inf"))
-            s += bias
-        p, before, m, total = online_softmax(s, visible, m, total)
-        v = widen(tl.load(v_at + step * v_row, mask=there[:, None] & (dv[None, :] < value_dim), other=0.0), UP)
+        k = load_tile(k_ptr + step * k_row + k_at, there[None, :], d[:, None] < dim, EDGE, PAD_K)
+        s = tl.dot(q, widen(k, UP), input_precision="ieee")
+        s = adjusted(s, positions - n, columns, slopes, softcap, factor, KIND, SOFTCAP, ALIBI)
+        if EDGE:
+            last = keys - 1 - n
+            if RIGHT:
+                visible = columns[None, :] <= (tl.minimum(positions + right, keys - 1) - n)[:, None]
+            else:
+                visible = (columns <= last)[None, :]
+            if LEFT:
+                visible = visible & (columns[None, :] >= (positions - left - n)[:, None])
+            if MASK != 0:
+                at = mask_rows + (step + columns)[None, :] * mask_col
+                if MASK == 1 or MASK == 3:
+                    visible = visible & (tl.load(at, mask=there[None, :], other=0) != 0)
+                else:
+                    bias = tl.load(at, mask=there[None, :], other=0.0).to(tl.float32)
+                    visible = visible & (bias != float("-inf"))
+                    s = tl.fma(bias, LOG2E, s)
+            s = tl.where(visible, s, float("-inf"))
+        p, before, m, total = online_softmax(s, m, total, factor, KIND)
+        v = widen(load_tile(v_ptr + step * v_row + v_at, there[:, None], dv[None, :] < value_dim, EDGE, PAD_V), UP)
         acc *= before[:, None]
         if CAREFUL:
             finite = v - v == 0.0
             acc = tl.dot(p.to(v.dtype), tl.where(finite, v, 0.0).to(v.dtype), acc, input_precision="ieee")
-            if tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) > 0:
+            if tl.max(tl.where(finite, 0, 1)) > 0:
                 # Clamped columns repeat the last value dimension, which the store leaves out.
                 row = v_ptr + step * v_row + tl.minimum(dv, value_dim - 1) * v_col
                 acc = add_special(acc, tl.where(visible, p, -1.0), row, v_row, keys - n, BN)
@@ -109,54 +151,146 @@ def denominator(total):
 
 @triton.jit
 def log_sum(m, total):
-    """A row's log-sum-exp; a row that saw nothing has total 0."""
-    return tl.where(total == 0.0, float("-inf"), m + tl.log(denominator(total)))
+    """A row's log-sum-exp, natural, from a maximum in units of ln 2; a row that saw nothing has total 0."""
+    lse = tl.fma(m, LN2_HIGH, tl.fma(m, LN2_LOW, tl.log(denominator(total))))
+    return tl.where(total == 0.0, float("-inf"), lse)
 
 
 @triton.jit
 def any_special(acc):
-    return tl.max(tl.max(tl.where(tl.abs(acc) < float("inf"), 0, 1), 1), 0) > 0
+    return tl.max(tl.where(tl.abs(acc) < float("inf"), 0, 1)) > 0
 
 
 @triton.jit
+def key_range(first, last, keys, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr, BN: tl.constexpr):
+    """For rows at positions first .. last: (begin, full_begin, full_end, end); every row sees the tiles from
+    full_begin to full_end whole, and none sees a key before begin or from end on."""
+    begin, full_begin = 0, 0
+    end, full_end = keys, keys // BN * BN
+    if RIGHT:
+        end = tl.maximum(tl.minimum(last + right + 1, keys), 0)
+        full_end = tl.minimum(tl.maximum(first + right + 1, 0) // BN * BN, full_end)
+    if LEFT:
+        begin = tl.maximum(first - left, 0) // BN * BN
+        full_begin = tl.minimum(tl.cdiv(tl.maximum(last - left, 0), BN) * BN, tl.cdiv(end, BN) * BN)
+    return begin, full_begin, tl.maximum(full_begin, full_end), end
+
+
+@triton.jit
+def find_sequence(starts_ptr, stride, sequences, tile, ROWS: tl.constexpr):
+    """Of packed sequences, that of a tile. Sequence n is given the tiles from starts[n] // ROWS + n on: enough for it
+    wherever it starts, and found without summing the tiles before."""
+    low = tile * 0
+    high = sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        at_or_before = tl.load(starts_ptr + middle * stride) // ROWS + middle <= tile
+        low = tl.where(at_or_before, middle, low)
+        high = tl.where(at_or_before, high, middle)
+    return low
+
+
+@triton.jit(do_not_specialize=["tiles", "sequences", "heads", "group", "row_count", "keys", "left", "right"])
 def attention_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, lse_ptr, heads, group, row_count, keys, dim, value_dim,
+    q_ptr, k_ptr, v_ptr, mask_ptr, slopes_ptr, sinks_ptr, starts_q_ptr, starts_k_ptr, out_ptr, lse_ptr,
+    tiles, sequences, heads, group, row_count, keys, dim, value_dim,
     q_batch, q_head, q_row, q_col, k_batch, k_head, k_row, k_col, v_batch, v_head, v_row, v_col,
-    mask_batch, mask_head, mask_row, mask_col, offset, left, right, softcap, scale,
-    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
-    UP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    mask_batch, mask_head, mask_row, mask_col, out_batch, out_head, out_row, lse_batch, lse_head,
+    slopes_stride, sinks_stride, starts_q_stride, starts_k_stride, left, right, softcap, factor,
+    VARLEN: tl.constexpr, PACK: tl.constexpr, UPPER_LEFT: tl.constexpr, MASK: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, KIND: tl.constexpr,
+    PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(row_count, BM)
-    sequence = (tl.program_id(0) // tiles).to(tl.int64)
-    first = tl.program_id(0) % tiles * BM
-    b, h = sequence // heads, sequence % heads
-    rows = first + tl.arange(0, BM)
+    ROWS: tl.constexpr = BM // PACK
+    pid = tl.program_id(0)
+    if VARLEN:
+        b = tl.cast(0, tl.int64)
+        block = pid // tiles
+        n = find_sequence(starts_q_ptr, starts_q_stride, sequences, pid % tiles, ROWS)
+        start_q = tl.load(starts_q_ptr + n * starts_q_stride)
+        start_k = tl.load(starts_k_ptr + n * starts_k_stride)
+        row_count = tl.load(starts_q_ptr + (n + 1) * starts_q_stride) - start_q
+        keys = tl.load(starts_k_ptr + (n + 1) * starts_k_stride) - start_k
+        first = (pid % tiles - start_q // ROWS - n) * ROWS
+        q_ptr += tl.cast(start_q, tl.int64) * q_row
+        k_ptr += tl.cast(start_k, tl.int64) * k_row
+        v_ptr += tl.cast(start_k, tl.int64) * v_row
+        out_ptr += tl.cast(start_q, tl.int64) * out_row
+        lse_ptr += start_q
+        if first >= row_count:
+            return
+    else:
+        blocks = heads // PACK
+        b = (pid // tiles // blocks).to(tl.int64)
+        block = pid // tiles % blocks
+        # A causal call's last rows see most: its longest programs start first.
+        first = (tiles - 1 - pid % tiles) * ROWS
+    i = tl.arange(0, BM)
     d = tl.arange(0, D)
     dv = tl.arange(0, DV)
-    q_ptr += b * q_batch + h * q_head
-    k_ptr += b * k_batch + h // group * k_head
-    v_ptr += b * v_batch + h // group * v_head
+    # Rows past the last repeat it: they read what is there, and are not stored.
+    here = (i < ROWS * PACK) & (first + i // PACK < row_count)
+    row = tl.minimum(first + tl.minimum(i // PACK, ROWS - 1), row_count - 1)
+    wide = row.to(tl.int64)
+    head = (block * PACK + i % PACK).to(tl.int64)
+    kv_head = tl.cast(block * PACK // group, tl.int64)
+    k_ptr += b * k_batch + kv_head * k_head
+    v_ptr += b * v_batch + kv_head * v_head
+    q_at = q_ptr + b * q_batch + (head * q_head + wide * q_row)[:, None] + d[None, :] * q_col
+    q = widen(load_tile(q_at, True, d[None, :] < dim, False, PAD_K), UP)
+    offset = 0
+    if not UPPER_LEFT:
+        offset = keys - row_count
+    positions = row + offset
+    if MASK >= 3:
+        mask_rows = mask_ptr + b * mask_batch + tl.cast(block * PACK, tl.int64) * mask_head
+    elif MASK != 0:
+        mask_rows = mask_ptr + b * mask_batch + (head * mask_head + wide * mask_row)[:, None]
+    else:
+        mask_rows = mask_ptr
+    slopes = 0.0
+    if ALIBI:
+        slopes = tl.load(slopes_ptr + head * slopes_stride) * LOG2E
+    m = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    if SINKS:
+        m = tl.load(sinks_ptr + head * sinks_stride) * LOG2E
+        total = tl.where(m == float("-inf"), 0.0, 1.0)
+    m_start, total_start = m, total
+    last = tl.minimum(first + ROWS, row_count) - 1 + offset
+    begin, full_begin, full_end, end = key_range(first + offset, last, keys, left, right, LEFT, RIGHT, BN)
+    acc = tl.zeros((BM, DV), tl.float32)
     if MASK != 0:
-        mask_ptr += b * mask_batch + h * mask_head
-    here = rows < row_count
-    wide = rows.to(tl.int64)[:, None]
-    q = tl.load(q_ptr + wide * q_row + d[None, :] * q_col, mask=here[:, None] & (d[None, :] < dim), other=0.0)
-    q = widen(q, UP)
+        full_begin = begin
+        full_end = begin
+    else:
+        if LEFT:
+            acc, m, total = attend(
+                q, k_ptr, v_ptr, mask_rows, acc, m, total, positions, slopes, begin, full_begin, keys, dim, value_dim,
+                k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+                MASK, LEFT, RIGHT, SOFTCAP, ALIBI, KIND, True, False, PAD_K, PAD_V, UP, BN, D, DV,
+            )  # fmt: skip
+        acc, m, total = attend(
+            q, k_ptr, v_ptr, mask_rows, acc, m, total, positions, slopes, full_begin, full_end, keys, dim, value_dim,
+            k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+            MASK, LEFT, RIGHT, SOFTCAP, ALIBI, KIND, False, False, PAD_K, PAD_V, UP, BN, D, DV,
+        )  # fmt: skip
     acc, m, total = attend(
-        q, k_ptr, v_ptr, mask_ptr, first, row_count, offset, keys, dim, value_dim,
-        k_row, k_col, v_row, v_col, mask_row, mask_col, left, right, softcap, scale,
-        MASK, LEFT, RIGHT, SOFTCAP, False, UP, BM, BN, D, DV,
+        q, k_ptr, v_ptr, mask_rows, acc, m, total, positions, slopes, full_end, end, keys, dim, value_dim,
+        k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+        MASK, LEFT, RIGHT, SOFTCAP, ALIBI, KIND, True, False, PAD_K, PAD_V, UP, BN, D, DV,
     )  # fmt: skip
-    out_ptr += sequence * row_count * value_dim
-    out_at = out_ptr + wide * value_dim
+    out_at = out_ptr + b * out_batch + (head * out_head + wide * out_row)[:, None]
     if any_special(acc):
         # A few columns at a time: the care costs registers.
         part = tl.arange(0, CAREFUL_COLUMNS)
         for c in range(0, value_dim, CAREFUL_COLUMNS):
+            some = tl.zeros((BM, CAREFUL_COLUMNS), tl.float32)
             some, m, total = attend(
-                q, k_ptr, v_ptr + c * v_col, mask_ptr, first, row_count, offset, keys, dim, value_dim - c,
-                k_row, k_col, v_row, v_col, mask_row, mask_col, left, right, softcap, scale,
-                MASK, LEFT, RIGHT, SOFTCAP, True, UP, BM, BN, D, CAREFUL_COLUMNS,
+                q, k_ptr, v_ptr + c * v_col, mask_rows, some, m_start, total_start, positions, slopes, begin, end,
+                keys, dim, value_dim - c, k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
+                MASK, LEFT, RIGHT, SOFTCAP, ALIBI, KIND, True, True, PAD_K, True, UP, BN, D, CAREFUL_COLUMNS,
             )  # fmt: skip
             tl.store(
                 out_at + c + part[None, :], some / denominator(total)[:, None],
@@ -166,7 +300,7 @@ def attention_kernel(
         tl.store(
             out_at + dv[None, :], acc / denominator(total)[:, None], mask=here[:, None] & (dv[None, :] < value_dim)
         )
-    tl.store(lse_ptr + sequence * row_count + rows, log_sum(m, total), mask=here)
+    tl.store(lse_ptr + b * lse_batch + head * lse_head + row, log_sum(m, total), mask=here)
 
 
 def padded(dim: int) -> int:
@@ -174,20 +308,78 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def tiles(dtype: torch.dtype, dim: int, masked: bool) -> dict[str, int]:
-    """Rows and keys of a tile, warps and stages: the widest that spill no register."""
+# Rows and keys of a tile, warps, stages, by the head dimension up to which they hold: the widest that spill nothing.
+TILES = {
+    "sm_80": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "sm_100": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "gfx942": {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)},
+}
+# The same where scores are more than a product: a mask's tile, a soft cap and slopes want registers.
+ADJUSTED_TILES = {
+    "sm_80": {64: (128, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
+    "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "sm_100": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "gfx942": {64: (128, 64, 4, 1), 128: (128, 32, 4, 1), 256: (64, 32, 4, 1)},
+}
+FLOAT32_TILE = (16, 16, 8, 1)
+INTERPRETED_TILE = (32, 32, 1, 1)
+
+
+def tiles(chip: str, dtype: torch.dtype, dim: int, adjusted: bool) -> tuple[int, int, int, int]:
+    if INTERPRETED:
+        return INTERPRETED_TILE
     if dtype == torch.float32:
-        return {"BM": 16, "BN": 16, "num_warps": 8, "num_stages": 1}
-    keys = 64 if dim <= 64 and not masked else 32
-    return {"BM": 64, "BN": keys, "num_warps": 4 if dim <= 128 else 8, "num_stages": 2}
+        return FLOAT32_TILE
+    sizes = (ADJUSTED_TILES if adjusted else TILES)[chip]
+    return next(shape for width, shape in sizes.items() if dim <= width)
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: object) -> str | None:
-    if rest[-2] is not None or rest[-1] is not None:
-        return "alibi_slopes and sinks: its kernel has neither"
+    """Shared by the ops of the family: (B, H, S, D), or packed (S, H, D)."""
     if max(q.shape[-1], v.shape[-1]) > 256:
         return f"head dimension {max(q.shape[-1], v.shape[-1])}, its tiles hold 256"
+    if max(max(t.stride(-1), t.stride(2 if t.ndim == 4 else 0)) for t in (k, v)) >= 2**24:
+        return "rows 2^24 elements apart, its tiles count offsets in 32 bits"
     return refuse_dtypes(q, None if mask is None or mask.dtype == torch.bool else mask)
+
+
+def window(rows: int, keys: int, causal: int, left: int, right: int) -> tuple[int, int]:
+    """(left, right) as kernels take them, -1 for a side that hides nothing."""
+    right = 0 if causal else right
+    left, right = (w if w < rows + keys else -1 for w in (left, right))
+    return left, right
+
+
+def score_factors(dim: int, softcap: float | None, scale: float | None) -> tuple[float, float]:
+    """(softcap, factor of a product) that give scores in units of ln 2."""
+    scale = dim**-0.5 if scale is None else scale
+    if softcap is None:
+        return 1.0, scale * math.log2(math.e)
+    return softcap * math.log2(math.e), scale / softcap
+
+
+def score_kind(mask: Tensor | None, softcap: float | None, alibi: Tensor | None, factor: float) -> int:
+    """RAW where a factor is all that a score needs; it must keep -inf what it is."""
+    plain = softcap is None and alibi is None and (mask is None or mask.dtype == torch.bool)
+    return 0 if plain and factor > 1e-30 else 1
+
+
+def mask_kind(mask: Tensor | None, strides: tuple[int, ...], pack: int) -> int:
+    """1 a bool mask, 2 one that is added; 3 and 4 the same where all rows of a tile share its row."""
+    if mask is None:
+        return 0
+    shared = strides[2] == 0 and (pack == 1 or strides[1] == 0)
+    return (1 if mask.dtype == torch.bool else 2) + (2 if shared else 0)
+
+
+def heads_of_a_tile(rows: int, group: int, tile: int) -> int:
+    """Query heads of one key head that share a tile: the group's, where the rows of one would leave it half empty."""
+    return group if 2 * rows <= tile and group <= tile else 1
+
+
+def stride_of(t: Tensor | None) -> int:
+    return 0 if t is None else t.stride(0)
 
 
 def run(
@@ -198,21 +390,26 @@ def run(
     out, lse = outputs
     batch, heads, rows, dim = q.shape
     kv_heads, keys, value_dim = v.shape[1:]
-    if causal:
-        right = 0
-    kind = 0
-    mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+    group = heads // kv_heads if batch else 1
+    strides: tuple[int, ...] = (0, 0, 0, 0)
     if mask is not None:
-        kind = 1 if mask.dtype == torch.bool else 2
-        mask = mask.view(torch.uint8) if kind == 1 else mask
-        mask_strides = mask.expand(batch, heads, rows, keys).stride()
+        strides = mask.expand(batch, heads, rows, keys).stride()
+    left, right = window(rows, keys, causal, left, right)
+    cap, factor = score_factors(dim, softcap, scale)
+    kind = score_kind(mask, softcap, alibi_slopes, factor)
     widths = padded(dim), padded(value_dim)
-    shape = tiles(q.dtype, max(widths), mask is not None)
+    size, step, warps, stages = tiles(target(q.device), q.dtype, max(widths), kind != 0 or mask is not None)
+    pack = heads_of_a_tile(rows, group, size)
+    masked = mask_kind(mask, strides, pack)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = mask.view(torch.uint8)
+    count = triton.cdiv(rows, size // pack)
     launch(
-        attention_kernel, (triton.cdiv(rows, shape["BM"]) * heads * batch,), q.device, q, k, v, mask, out, lse,
-        heads, heads // kv_heads, rows, keys, dim, value_dim,
-        *q.stride(), *k.stride(), *v.stride(), *mask_strides, 0 if causal == 2 else keys - rows, left, right,
-        1.0 if softcap is None else softcap, dim**-0.5 if scale is None else scale,
-        kind, left >= 0, right >= 0, softcap is not None, INTERPRETED, shape["BM"], shape["BN"], *widths,
-        num_warps=shape["num_warps"], num_stages=shape["num_stages"],
+        attention_kernel, (count * (heads // pack) * batch,), q.device,
+        q, k, v, mask, alibi_slopes, sinks, None, None, out, lse, count, 1, heads, group, rows, keys, dim, value_dim,
+        *q.stride(), *k.stride(), *v.stride(), *strides, *out.stride()[:3], *lse.stride()[:2],
+        stride_of(alibi_slopes), stride_of(sinks), 0, 0, left, right, cap, factor,
+        False, pack, causal == 2, masked, left >= 0, right >= 0, softcap is not None, alibi_slopes is not None,
+        sinks is not None, kind, widths[0] != dim, widths[1] != value_dim, INTERPRETED, size, step, *widths,
+        num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip

@@ -1,105 +1,244 @@
-"""decode in Triton: a program per sequence and up to 16 query heads of one key head walks the cached keys.
+"""decode in Triton: a row's keys are split among programs, a second launch adds up what they found.
 
-Keys come in tiles of a fixed size counted from key 0, so a row's bits depend on its own length and window only, and
-not on where its pages lie.
+    decode_kernel    a program per sequence, query heads of one key head (up to 64 as rows of its products) and split
+                     of SPLIT keys walks the split's tiles; a row within one split is finished there
+    combine_kernel   a program per sequence, head and some columns of out merges the splits of a longer row
+
+Splits and tiles have fixed sizes and are counted from key 0, and a row takes part in those its own length and window
+reach; the rest of the grid, which is as large as the cache's shape, ends at once. So a row's bits depend neither on
+the batch, nor on the cache's capacity, nor on where its pages lie. The workspace follows from shapes alone.
+
+An int8 cache's scales multiply scores and weights, not the (SPLIT, D) keys and values.
+
+Paper: Dao et al. 2023 (Flash-Decoding, pytorch.org/blog/flash-decoding).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hexad_kernels.decode import gpu_refuses
-from hexad_kernels.triton.attention import denominator, log_sum, online_softmax, padded
-from hexad_kernels.triton.attention import refuses as refuses_attention
-from hexad_kernels.triton.common import INTERPRETED, launch, tanh, widen
+from hexad_kernels.triton import attention
+from hexad_kernels.triton.attention import (
+    LOG2E,
+    OPTIONS,
+    SCALED,
+    adjusted,
+    denominator,
+    load_tile,
+    log_sum,
+    online_softmax,
+    padded,
+    stride_of,
+)
+from hexad_kernels.triton.common import INTERPRETED, launch, target, widen
 
-HEADS = 16  # what a matrix instruction takes at least
+CHUNK = tl.constexpr(64)  # splits that combine_kernel merges at a time
+COLUMNS = 64
 
 
 @triton.jit
+def seen_splits(length, left, LEFT: tl.constexpr, SPLIT: tl.constexpr):
+    """(first key, first split, last split) of a row; an empty row has split 0."""
+    start = 0
+    if LEFT:
+        start = tl.maximum(length - 1 - left, 0)
+    return start, start // SPLIT, tl.maximum(length - 1, 0) // SPLIT
+
+
+@triton.jit
+def with_sink(m, total, sink):
+    """(factor of what was summed, maximum, sum) with a logit more."""
+    m_new = tl.maximum(m, sink)
+    base = tl.where(m_new == float("-inf"), 0.0, m_new)
+    before = tl.exp2(m - base)
+    return before, m_new, tl.fma(total, before, tl.exp2(sink - base))
+
+
+@triton.jit(do_not_specialize=["heads", "kv_heads", "page", "splits", "left"])
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, lengths_ptr, table_ptr, out_ptr, lse_ptr, heads, kv_heads, page, dim, value_dim,
-    q_row, q_head, q_col, k_page, k_head, k_slot, k_col, v_page, v_head, v_slot, v_col, length_row, table_row,
-    table_col, left, softcap, scale,
-    PAGED: tl.constexpr, LEFT: tl.constexpr, SOFTCAP: tl.constexpr, UP: tl.constexpr, HEADS: tl.constexpr,
-    BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, lengths_ptr, table_ptr, k_scale_ptr, v_scale_ptr, slopes_ptr, sinks_ptr, out_ptr, lse_ptr,
+    part_ptr, stats_ptr, heads, kv_heads, page, splits, stats, dim, value_dim,
+    q_row, q_head, q_col, k_page, k_head, k_slot, k_col, v_page, v_head, v_slot, v_col,
+    k_scale_page, k_scale_head, k_scale_slot, v_scale_page, v_scale_head, v_scale_slot,
+    length_row, table_row, table_col, slopes_stride, sinks_stride, left, softcap, factor,
+    PAGED: tl.constexpr, LEFT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
+    INT8: tl.constexpr, PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, HEADS: tl.constexpr,
+    SPLIT: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
     group = heads // kv_heads
     parts = tl.cdiv(group, HEADS)
     b = (tl.program_id(0) // (kv_heads * parts)).to(tl.int64)
-    kv_head = tl.program_id(0) // parts % kv_heads
+    split = tl.program_id(1)
+    length = tl.load(lengths_ptr + b * length_row)
+    start, first_split, last_split = seen_splits(length, left, LEFT, SPLIT)
+    if (split < first_split) | (split > last_split):
+        return
+    kv_head = (tl.program_id(0) // parts % kv_heads).to(tl.int64)
     of_group = tl.program_id(0) % parts * HEADS + tl.arange(0, HEADS)
     here = of_group < group
-    head = kv_head * group + of_group
+    # Heads past the group's last repeat it: they read what is there, and are not stored.
+    head = kv_head * group + tl.minimum(of_group, group - 1)
     d = tl.arange(0, D)
     dv = tl.arange(0, DV)
     columns = tl.arange(0, BN)
-    length = tl.load(lengths_ptr + b * length_row)
-    start = 0
-    if LEFT:
-        start = tl.maximum(length - 1 - left, 0)
     q_at = q_ptr + b * q_row + head[:, None] * q_head + d[None, :] * q_col
-    q = widen(tl.load(q_at, mask=here[:, None] & (d[None, :] < dim), other=0.0), UP)
+    q = widen(load_tile(q_at, True, d[None, :] < dim, False, PAD_K), UP)
+    slopes = 0.0
+    if ALIBI:
+        slopes = tl.load(slopes_ptr + head * slopes_stride) * LOG2E
+    k_ptr += kv_head * k_head
+    v_ptr += kv_head * v_head
     acc = tl.zeros((HEADS, DV), tl.float32)
     m = tl.full((HEADS,), float("-inf"), tl.float32)
     total = tl.zeros((HEADS,), tl.float32)
-    for n in range(start // BN * BN, length, BN):
+    begin = tl.maximum(split * SPLIT, start // BN * BN)
+    for n in tl.range(begin, tl.minimum(length, (split + 1) * SPLIT), BN):
         key = n + columns
         cached = (key >= start) & (key < length)
         if PAGED:
             at = tl.load(table_ptr + b * table_row + key // page * table_col, mask=cached, other=0).to(tl.int64)
-            slot = key % page
+            slot = (key % page).to(tl.int64)
         else:
             at = b
-            slot = key
-        k_at = k_ptr + kv_head * k_head + at * k_page + slot * k_slot
-        v_at = v_ptr + kv_head * v_head + at * v_page + slot * v_slot
-        k = tl.load(k_at[None, :] + d[:, None] * k_col, mask=cached[None, :] & (d[:, None] < dim), other=0.0)
-        s = tl.dot(q, widen(k, UP), input_precision="ieee") * scale
-        if SOFTCAP:
-            s = softcap * tanh(s / softcap)
-        p, before, m, total = online_softmax(s, cached[None, :], m, total)
-        v = tl.load(v_at[:, None] + dv[None, :] * v_col, mask=cached[:, None] & (dv[None, :] < value_dim), other=0.0)
-        v = widen(v, UP)
-        acc = tl.dot(p.to(v.dtype), v, acc * before[:, None], input_precision="ieee")
+            slot = key.to(tl.int64)
+        k_at = k_ptr + (at * k_page + slot * k_slot)[None, :] + d[:, None] * k_col
+        k = load_tile(k_at, cached[None, :], d[:, None] < dim, True, PAD_K)
+        s = tl.dot(q, k.to(q.dtype), input_precision="ieee")
+        if INT8:
+            at_scale = at * k_scale_page + kv_head * k_scale_head + slot * k_scale_slot
+            s = s * tl.load(k_scale_ptr + at_scale, mask=cached, other=0.0)[None, :]
+        s = adjusted(s, of_group * 0 + (length - 1 - n), columns, slopes, softcap, factor, SCALED, SOFTCAP, ALIBI)
+        s = tl.where(cached[None, :], s, float("-inf"))
+        p, before, m, total = online_softmax(s, m, total, factor, SCALED)
+        v_at = v_ptr + (at * v_page + slot * v_slot)[:, None] + dv[None, :] * v_col
+        v = load_tile(v_at, cached[:, None], dv[None, :] < value_dim, True, PAD_V)
+        if INT8:
+            at_scale = at * v_scale_page + kv_head * v_scale_head + slot * v_scale_slot
+            p = p * tl.load(v_scale_ptr + at_scale, mask=cached, other=0.0)[None, :]
+        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * before[:, None], input_precision="ieee")
     row = b * heads + head
-    out_at = out_ptr + row[:, None] * value_dim + dv[None, :]
-    tl.store(out_at, acc / denominator(total)[:, None], mask=here[:, None] & (dv[None, :] < value_dim))
-    tl.store(lse_ptr + row, log_sum(m, total), mask=here)
+    inside = here[:, None] & (dv < value_dim)[None, :]
+    if first_split == last_split:
+        if SINKS:
+            before, m, total = with_sink(m, total, tl.load(sinks_ptr + head * sinks_stride) * LOG2E)
+            acc = acc * before[:, None]
+        out_at = out_ptr + row[:, None] * value_dim + dv[None, :]
+        tl.store(out_at, acc / denominator(total)[:, None], mask=inside)
+        tl.store(lse_ptr + row, log_sum(m, total), mask=here)
+    else:
+        at = row * splits + split
+        tl.store(part_ptr + at[:, None] * value_dim + dv[None, :], acc, mask=inside)
+        tl.store(stats_ptr + at, m, mask=here)
+        tl.store(stats_ptr + stats + at, total, mask=here)
 
 
-def tile(dtype: torch.dtype, width: int) -> dict[str, int]:
-    """Keys of a tile, warps and stages."""
+@triton.jit(do_not_specialize=["heads", "splits", "left"])
+def combine_kernel(
+    lengths_ptr, sinks_ptr, out_ptr, lse_ptr, part_ptr, stats_ptr, heads, splits, stats, value_dim, length_row,
+    sinks_stride, left, LEFT: tl.constexpr, SINKS: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths_ptr + row // heads * length_row)
+    _, first_split, last_split = seen_splits(length, left, LEFT, SPLIT)
+    if first_split == last_split:
+        return
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    stats_ptr += row * splits
+    part_ptr += row * splits * value_dim
+    # Chunks are counted from split 0, so that their sums are a row's own.
+    first_chunk = first_split // CHUNK * CHUNK
+    top = tl.full((CHUNK,), float("-inf"), tl.float32)
+    for c in range(first_chunk, last_split + 1, CHUNK):
+        split = c + tl.arange(0, CHUNK)
+        seen = (split >= first_split) & (split <= last_split)
+        top = tl.maximum(top, tl.load(stats_ptr + split, mask=seen, other=float("-inf")))
+    m = tl.max(top, 0)
+    base = tl.where(m == float("-inf"), 0.0, m)
+    total = base * 0.0
+    acc = tl.zeros((COLUMNS,), tl.float32)
+    for c in tl.range(first_chunk, last_split + 1, CHUNK):
+        split = c + tl.arange(0, CHUNK)
+        seen = (split >= first_split) & (split <= last_split)
+        weight = tl.exp2(tl.load(stats_ptr + split, mask=seen, other=float("-inf")) - base)
+        total += tl.sum(weight * tl.load(stats_ptr + stats + split, mask=seen, other=0.0), 0)
+        at = part_ptr + split.to(tl.int64)[:, None] * value_dim + column[None, :]
+        part = tl.load(at, mask=seen[:, None] & (column < value_dim)[None, :], other=0.0)
+        acc += tl.sum(weight[:, None] * part, 0)
+    if SINKS:
+        before, m, total = with_sink(m, total, tl.load(sinks_ptr + row % heads * sinks_stride) * LOG2E)
+        acc = acc * before
+    tl.store(out_ptr + row * value_dim + column, acc / denominator(total), mask=column < value_dim)
+    if tl.program_id(1) == 0:
+        tl.store(lse_ptr + row, log_sum(m, total))
+
+
+SPLIT, INTERPRETED_SPLIT = 512, 128
+# Keys of a tile, warps, stages, by head dimension: enough bytes in flight for a memory that answers in 600 ns.
+TILES = {
+    "sm_80": {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)},
+    "sm_90": {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)},
+    "sm_100": {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)},
+    "gfx942": {64: (64, 4, 2), 128: (64, 4, 1), 256: (32, 4, 1)},
+}
+FLOAT32_TILE = (32, 8, 1)
+INTERPRETED_TILE = (64, 1, 1)
+
+
+def tiles(chip: str, dtype: torch.dtype, dim: int) -> tuple[int, int, int]:
+    if INTERPRETED:
+        return INTERPRETED_TILE
     if dtype == torch.float32:
-        return {"BN": 32, "num_warps": 8, "num_stages": 1}
-    return {"BN": 64 if width <= 128 else 32, "num_warps": 4, "num_stages": 2}
+        return FLOAT32_TILE
+    return next(shape for width, shape in TILES[chip].items() if dim <= width)
 
 
-def refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
-    return refuses_attention(q, k_cache, v_cache, None, None, None) or gpu_refuses(*rest[-4:])
+def refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: object) -> str | None:
+    return attention.refuses(q, k_cache, v_cache, None)
 
 
 def run(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
-    softcap: float | None, scale: float | None, *absent: None,
+    softcap: float | None, scale: float | None, k_scale: Tensor | None, v_scale: Tensor | None,
+    alibi_slopes: Tensor | None, sinks: Tensor | None,
 ) -> None:  # fmt: skip
     out, lse = outputs
     batch, heads, dim = q.shape
     _, kv_heads, page, value_dim = v_cache.shape
+    room = page if block_table is None else page * block_table.shape[1]
+    left = left if left < room else -1
+    group = heads // kv_heads
+    rows = min(max(16, triton.next_power_of_2(group)), 64)
     widths = padded(dim), padded(value_dim)
-    shape = tile(q.dtype, max(widths))
+    step, warps, stages = tiles(target(q.device), q.dtype, max(widths))
+    split = INTERPRETED_SPLIT if INTERPRETED else SPLIT
+    splits = max(1, triton.cdiv(room, split))
+    parts = stats = None
+    count = batch * heads * splits
+    if splits > 1:
+        parts = torch.empty(count * value_dim, dtype=torch.float32, device=q.device)
+        stats = torch.empty(2 * count, dtype=torch.float32, device=q.device)
+    cap, factor = attention.score_factors(dim, softcap, scale)
+    int8 = k_scale is not None and v_scale is not None
     launch(
-        decode_kernel, (batch * kv_heads * triton.cdiv(heads // kv_heads, HEADS),), q.device,
-        q, k_cache, v_cache, lengths, block_table, out, lse, heads, kv_heads, page, dim, value_dim,
-        *q.stride(), *k_cache.stride(), *v_cache.stride(), *lengths.stride(),
-        *((0, 0) if block_table is None else block_table.stride()), left,
-        1.0 if softcap is None else softcap, dim**-0.5 if scale is None else scale,
-        block_table is not None, left >= 0, softcap is not None, INTERPRETED, HEADS, shape["BN"], *widths,
-        num_warps=shape["num_warps"], num_stages=shape["num_stages"],
+        decode_kernel, (batch * kv_heads * triton.cdiv(group, rows), splits), q.device,
+        q, k_cache, v_cache, lengths, block_table, k_scale, v_scale, alibi_slopes, sinks, out, lse, parts, stats,
+        heads, kv_heads, page, splits, count, dim, value_dim,
+        *q.stride(), *k_cache.stride(), *v_cache.stride(),
+        *((0, 0, 0) if k_scale is None else k_scale.stride()), *((0, 0, 0) if v_scale is None else v_scale.stride()),
+        *lengths.stride(), *((0, 0) if block_table is None else block_table.stride()),
+        stride_of(alibi_slopes), stride_of(sinks), left, cap, factor,
+        block_table is not None, left >= 0, softcap is not None, alibi_slopes is not None, sinks is not None, int8,
+        widths[0] != dim, widths[1] != value_dim, INTERPRETED, rows, split, step, *widths,
+        num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip
+    if splits > 1:
+        columns = min(widths[1], COLUMNS)
+        launch(
+            combine_kernel, (batch * heads, triton.cdiv(value_dim, columns)), q.device,
+            lengths, sinks, out, lse, parts, stats, heads, splits, count, value_dim, *lengths.stride(),
+            stride_of(sinks), left, left >= 0, sinks is not None, split, columns, num_warps=4, **OPTIONS,
+        )  # fmt: skip
