@@ -4,6 +4,8 @@
 // an op's contract as yes or no; tests/test_quick.py holds the two against each other.
 #pragma once
 
+#include <iterator>
+
 #include "quick/append_kv.h"
 #include "quick/attention.h"
 #include "quick/coupling.h"
@@ -41,11 +43,11 @@ inline void add(py::module_& m) {
                                   QUICK(rope, 5),          {nullptr, nullptr, 0, nullptr}};
 #undef QUICK
   if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
-  m.def("quick_guards",
-        [](py::object forced, py::object modes, py::object functorch, py::object grad) {
-          guards = {forced.release().ptr(), modes.release().ptr(), functorch.release().ptr(),
-                    grad.release().ptr()};
-        });
+  m.def("quick_guards", [](const py::tuple& given) {
+    PyObject** const slots[] = {&guards.forced,   &guards.modes, &guards.functorch,
+                                &guards.autocast, &guards.grad,  &guards.forward_mode};
+    for (size_t i = 0; i < std::size(slots); ++i) *slots[i] = py::object(given[i]).release().ptr();
+  });
 }
 
 }  // namespace quick

@@ -106,6 +106,10 @@ def test_gradients_modes_and_forced_backends_go_the_other_way():
         assert quick(x, *args) is None
     with Mode():
         assert quick(x, *args) is None
+    with torch.autocast("cpu"):
+        assert quick(x, *args) is None
+    with torch.autograd.forward_ad.dual_level():
+        assert quick(x, *args) is None
     assert quick(x.requires_grad_(), *args) is None
     with torch.no_grad():
         y = quick(x, *args)

@@ -27,7 +27,10 @@ class Values {
     if (count != wanted || PyContextVar_Get(guards.forced, nullptr, &forced)) return;
     ok = forced == Py_None;
     Py_XDECREF(forced);
-    if (answer(guards.modes) || answer(guards.functorch)) ok = false;
+    if (answer(guards.modes) || answer(guards.functorch) || answer(guards.autocast)) ok = false;
+    static PyObject* const level_name = PyUnicode_InternFromString("_current_level");
+    PyObject* level = PyDict_GetItem(guards.forward_mode, level_name);
+    if (!level || !PyLong_Check(level) || PyLong_AsLong(level) >= 0) ok = false;
     grad_ = answer(guards.grad);
   }
 

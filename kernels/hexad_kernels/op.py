@@ -92,7 +92,8 @@ _forced: ContextVar[str | None] = ContextVar(
 )
 
 if _quick:
-    native_module.C.quick_guards(_forced, _dispatch_modes, _functorch_active, _is_grad_enabled)
+    _guards = (_forced, _dispatch_modes, _functorch_active, _autocasting, _is_grad_enabled, vars(forward_ad))
+    native_module.C.quick_guards(_guards)
 
 
 @contextmanager
