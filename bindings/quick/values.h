@@ -10,10 +10,10 @@
 
 namespace quick {
 
-// What must hold before an argument is looked at: no forced backend, no dispatch mode, no
-// functorch.
+// What must hold before an argument is looked at: no forced backend, dispatch mode, functorch level,
+// autocast or forward-mode level.
 struct Guards {
-  PyObject *forced, *modes, *functorch, *grad;
+  PyObject *forced, *modes, *functorch, *autocast, *grad, *forward_mode;
 };
 inline Guards guards = {};
 
