@@ -116,7 +116,7 @@ def _device(value: Any, name: str) -> str:
 def _read_only(value: Any) -> bool:
     if kind(value) == "jax":  # its arrays never change
         return True
-    flags = getattr(value, "flags", None)
+    flags: Any = getattr(value, "flags", None)
     if hasattr(flags, "writeable"):
         return not flags.writeable
     try:
