@@ -36,8 +36,10 @@ def _leaves(args: Sequence[Any]) -> Iterator[Any]:
             yield a
 
 
-def among(args: Sequence[Any]) -> bool:
-    return any(foreign(a) for a in _leaves(args))
+def instead(args: Sequence[Any]) -> bool:
+    """Whether a call has arrays and no tensor. Of a call that has both, the array is what is wrong."""
+    found = list(_leaves(args))
+    return any(map(foreign, found)) and not any(isinstance(a, Tensor) for a in found)
 
 
 def kind(value: object) -> str:
@@ -116,7 +118,7 @@ def _device(value: Any, name: str) -> str:
 def _read_only(value: Any) -> bool:
     if kind(value) == "jax":  # its arrays never change
         return True
-    flags = getattr(value, "flags", None)
+    flags: Any = getattr(value, "flags", None)
     if hasattr(flags, "writeable"):
         return not flags.writeable
     try:

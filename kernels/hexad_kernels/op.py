@@ -239,7 +239,7 @@ class Op:
                     return self.reference(*args)
             return self.torch_op(*args)
         except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
-            if not arrays.among(args):
+            if not arrays.instead(args):
                 self.kinds.blame(args)
                 raise
         # Not inside the except clause: what is wrong with the call then has nothing to do with tensors.

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function as _single_level
 from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from hexad_kernels.op import Op
 
 _AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
-_single_level = torch._functorch.autograd_function.enable_single_level_autograd_function
 
 # The level of torch.func whose gradients are being taken.
 _differentiating: ContextVar[int | None] = ContextVar("hexad_differentiating", default=None)
@@ -107,13 +107,14 @@ def gradients(library: Any, name: str, op: Any, save: Callable[..., None], backw
                 _differentiating.reset(token)
 
     Gradients.__name__ = f"hexad_{name}"
+    run: Any = Gradients.apply  # type: ignore[attr-defined]
 
     def differentiable(keyset: Any, *args: Any) -> Any:
         refuse_tangents(name, args)
         if not _asks_for_gradients(args):
             return below(op, keyset, args)
         with _single_level():
-            return Gradients.apply(keyset, *args)
+            return run(keyset, *args)
 
     library.impl(name, differentiable, "Autograd", with_keyset=True)
 
@@ -131,12 +132,14 @@ def no_gradients(library: Any, name: str, op: Any) -> None:
         def backward(ctx: Any, *grads: Any) -> Any:
             raise RuntimeError(f"{name}: has no gradient; call it under torch.no_grad(), or on detached tensors")
 
+    run: Any = Gradients.apply  # type: ignore[attr-defined]
+
     def differentiable(keyset: Any, *args: Any) -> Any:
         refuse_tangents(name, args)
         if not _asks_for_gradients(args) or op._schema.is_mutable:
             return below(op, keyset, args)
         with _single_level():
-            outputs = Gradients.apply(keyset, *args)
+            outputs = run(keyset, *args)
         return list(outputs) if isinstance(outputs, tuple) and len(op._schema.returns) == 1 else outputs
 
     library.impl(name, differentiable, "Autograd", with_keyset=True)

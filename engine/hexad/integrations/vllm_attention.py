@@ -100,7 +100,7 @@ class HexadAttentionImpl(AttentionImpl):
         self.num_kv_heads = num_kv_heads or num_heads
         self.kv_cache_dtype = kv_cache_dtype
         self.writes = kv_sharing_target_layer_name is None
-        self.options = {
+        self.options: dict[str, Any] = {
             "window": None if sliding_window is None else (sliding_window - 1, 0),
             "softcap": logits_soft_cap,
             "scale": self.scale,
