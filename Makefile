@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench bench-peers lint gpu build clean
+.PHONY: demo test bench bench-embed bench-peers lint gpu build clean
 
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ bench: build
 	mkdir -p out/bench
 	$(BIN)/python -m pytest bench/bench_ops.py bench/bench_relations.py bench/bench_pixelcnn.py bench/bench_overhead.py --timeout=0 --benchmark-json=out/bench/bench.json
 	$(BIN)/python -m bench.report out/bench/bench.json
+
+bench-embed: build
+	$(BIN)/python -m bench.embed --out out/bench/embed.json
 
 bench-peers: build
 	mkdir -p out/bench

@@ -292,3 +292,19 @@ def test_gradients_of_any_parameter_are_the_hosts():
         warnings.simplefilter("ignore")
         model(**given, use_cache=False).logits.sum().backward()
     assert model.model.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0
+
+
+def test_qwen2_block_with_biases():
+    sizes = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 96, "pad_token_id": 0, "eos_token_id": None}
+    model = build(transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**sizes))
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.bias.normal_()
+    given = inputs_of("qwen2", "left")
+    host = model.generate(**given, max_new_tokens=8, do_sample=False)
+    report = hexad.optimize(model)
+    assert list(report.replaced.values()).count("decoder block") == 2
+    assert model.generate(**given, max_new_tokens=8, do_sample=False).tolist() == host.tolist()
+    model.model.layers[0].self_attn.k_proj.bias.add_(1)
+    changed = model(**given).logits
+    report.undo()
+    torch.testing.assert_close(changed, model(**given).logits, rtol=1e-4, atol=1e-4)

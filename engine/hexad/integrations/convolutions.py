@@ -83,19 +83,25 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
     return torch.kron(inputs, inputs).float(), weights / 24, torch.kron(outputs, outputs).float()
 
 
+def _transformed(state: State, conv: Any) -> Tensor:
+    """The weight as (36, outputs, inputs), made again if somebody changed it."""
+    key = layers.key_of(conv.weight)
+    if state.taps is None or key != state.taps_key:
+        to_weights = _transforms()[1]
+        taps = to_weights @ conv.weight.detach().double() @ to_weights.T
+        state.taps, state.taps_key = taps.permute(2, 3, 0, 1).flatten(0, 1).float().contiguous(), key
+    return state.taps
+
+
 def winograd(x: Tensor, state: State, conv: Any) -> Tensor:
     """A 3 x 3 convolution of x (B, C, H, W), H and W multiples of 4."""
-    to_inputs, to_weights, to_outputs = _transforms()
-    key = layers.key_of(conv.weight)
-    if key != state.bias_key:
-        taps = to_weights @ conv.weight.detach().double() @ to_weights.T
-        state.bias, state.bias_key = taps.permute(2, 3, 0, 1).flatten(0, 1).float().contiguous(), key
+    to_inputs, _, to_outputs = _transforms()
     batch, channels, height, width = x.shape
     down, across = height // 4, width // 4
     padded = F.pad(x, (1, 1, 1, 1))
     b, c, h, w = padded.stride()
     tiles = padded.as_strided((6, 6, channels, batch, down, across), (h, w, c, b, 4 * h, 4 * w)).reshape(36, -1)
-    products = torch.bmm(state.bias, (to_inputs @ tiles).view(36, channels, -1))
+    products = torch.bmm(_transformed(state, conv), (to_inputs @ tiles).view(36, channels, -1))
     y = (to_outputs @ products.view(36, -1)).view(4, 4, -1, batch, down, across)
     y = y.permute(3, 2, 4, 0, 5, 1).reshape(batch, -1, height, width)
     return y if conv.bias is None else y.add_(conv.bias[:, None, None])

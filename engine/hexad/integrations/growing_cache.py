@@ -47,7 +47,7 @@ def layer_of(cache: Any, index: int, key: Tensor, value: Tensor) -> Any:
         if cache.layer_class_to_replicate is not DynamicLayer:
             return None
         cache.layers.append(DynamicLayer())
-    layer = cache.layers[index]
+    layer: Any = cache.layers[index]
     if type(layer) is not DynamicLayer:
         return None
     if layer.is_initialized and layer.keys.numel():

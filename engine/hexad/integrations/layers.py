@@ -37,6 +37,8 @@ class State:
     key: tuple[Any, ...] = ()
     bias: Tensor | None = None
     bias_key: tuple[Any, ...] = ()
+    taps: Tensor | None = None
+    taps_key: tuple[Any, ...] = ()
 
 
 @cache

@@ -101,6 +101,9 @@ class Conditioner(nn.Module):
         self.scale_map = "sigmoid" if self.map == "sigmoid_inv" else "exp"
         sequence = self.net.net if type(self.net) in (nf.nets.ConvNet2d, nf.nets.MLP) else None
         self.few = FewPixels.of(sequence) if isinstance(sequence, nn.Sequential) else None
+        for module in sequence or ():
+            if type(module) is nn.LeakyReLU:  # of a convolution's output, which nobody else holds
+                module.inplace = True
         last: Any = sequence[-1] if sequence is not None else None
         self.sorted = self.scale and type(last) in (nn.Conv2d, nn.Linear)
         if self.sorted:
