@@ -323,12 +323,13 @@ ADJUSTED_TILES = {
     "gfx942": {64: (128, 64, 4, 1), 128: (128, 32, 4, 1), 256: (64, 32, 4, 1)},
 }
 FLOAT32_TILE = (16, 16, 8, 1)
-INTERPRETED_TILE = (32, 32, 1, 1)
+# The interpreter sums a product's terms one after another: in float32 longer tiles would show.
+INTERPRETED_TILES = {4: (64, 32, 1, 1), 2: (64, 64, 1, 1)}
 
 
 def tiles(chip: str, dtype: torch.dtype, dim: int, adjusted: bool) -> tuple[int, int, int, int]:
     if INTERPRETED:
-        return INTERPRETED_TILE
+        return INTERPRETED_TILES[dtype.itemsize]
     if dtype == torch.float32:
         return FLOAT32_TILE
     sizes = (ADJUSTED_TILES if adjusted else TILES)[chip]
