@@ -214,13 +214,13 @@ def run(
     rows = min(max(16, triton.next_power_of_2(group)), 64)
     widths = padded(dim), padded(value_dim)
     step, warps, stages = tiles(target(q.device), q.dtype, max(widths))
+    if block_table is not None:
+        stages = 2 * stages - 1  # the pipeline counts the table's entry, which tells where a key lies, as a stage too
     split = INTERPRETED_SPLIT if INTERPRETED else SPLIT
     splits = max(1, triton.cdiv(room, split))
-    parts = stats = None
-    count = batch * heads * splits
-    if splits > 1:
-        parts = torch.empty(count * value_dim, dtype=torch.float32, device=q.device)
-        stats = torch.empty(2 * count, dtype=torch.float32, device=q.device)
+    count = batch * heads * splits if splits > 1 else 0
+    parts = torch.empty(count * value_dim, dtype=torch.float32, device=q.device)
+    stats = torch.empty(2 * count, dtype=torch.float32, device=q.device)
     cap, factor = attention.score_factors(dim, softcap, scale)
     int8 = k_scale is not None and v_scale is not None
     launch(
