@@ -414,3 +414,22 @@ def run(
         sinks is not None, kind, widths[0] != dim, widths[1] != value_dim, INTERPRETED, size, step, *widths,
         num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip
+
+
+# Registers and shared memory of the largest kernel a case launches, with a tenth to spare.
+BUDGET = {
+    "llama_prefill bfloat16": {
+        "sm_80": (255, 65536),
+        "sm_90": (240, 131072),
+        "sm_100": (240, 98848),
+        "gfx942": (320, 32768),
+        "matrix": True,
+    },
+    "masked bfloat16": {
+        "sm_80": (255, 40960),
+        "sm_90": (255, 73728),
+        "sm_100": (248, 57376),
+        "gfx942": (264, 16384),
+        "matrix": True,
+    },
+}

@@ -242,3 +242,22 @@ def run(
             lengths, sinks, out, lse, parts, stats, heads, splits, count, value_dim, *lengths.stride(),
             stride_of(sinks), left, left >= 0, sinks is not None, split, columns, num_warps=4, **OPTIONS,
         )  # fmt: skip
+
+
+# Registers and shared memory of the largest kernel a case launches, with a tenth to spare.
+BUDGET = {
+    "llama_paged bfloat16": {
+        "sm_80": (176, 72704),
+        "sm_90": (176, 72704),
+        "sm_100": (176, 72704),
+        "gfx942": (176, 16384),
+        "matrix": "narrow",
+    },
+    "llama_paged_int8 bfloat16": {
+        "sm_80": (240, 41472),
+        "sm_90": (168, 41472),
+        "sm_100": (168, 41472),
+        "gfx942": (248, 8192),
+        "matrix": "narrow",
+    },
+}
