@@ -323,12 +323,13 @@ ADJUSTED_TILES = {
     "gfx942": {64: (128, 64, 4, 1), 128: (128, 32, 4, 1), 256: (64, 32, 4, 1)},
 }
 FLOAT32_TILE = (16, 16, 8, 1)
-INTERPRETED_TILE = (32, 32, 1, 1)
+# The interpreter sums a product's terms one after another: in float32 longer tiles would show.
+INTERPRETED_TILES = {4: (64, 32, 1, 1), 2: (64, 64, 1, 1)}
 
 
 def tiles(chip: str, dtype: torch.dtype, dim: int, adjusted: bool) -> tuple[int, int, int, int]:
     if INTERPRETED:
-        return INTERPRETED_TILE
+        return INTERPRETED_TILES[dtype.itemsize]
     if dtype == torch.float32:
         return FLOAT32_TILE
     sizes = (ADJUSTED_TILES if adjusted else TILES)[chip]
@@ -413,3 +414,22 @@ def run(
         sinks is not None, kind, widths[0] != dim, widths[1] != value_dim, INTERPRETED, size, step, *widths,
         num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip
+
+
+# Registers and shared memory of the largest kernel a case launches, with a tenth to spare.
+BUDGET = {
+    "llama_prefill bfloat16": {
+        "sm_80": (255, 65536),
+        "sm_90": (240, 131072),
+        "sm_100": (240, 98848),
+        "gfx942": (320, 32768),
+        "matrix": True,
+    },
+    "masked bfloat16": {
+        "sm_80": (255, 40960),
+        "sm_90": (255, 73728),
+        "sm_100": (248, 57376),
+        "gfx942": (264, 16384),
+        "matrix": True,
+    },
+}

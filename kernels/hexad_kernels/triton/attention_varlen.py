@@ -49,3 +49,15 @@ def run(
         sinks is not None, kind, widths[0] != dim, widths[1] != value_dim, INTERPRETED, size, step, *widths,
         num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip
+
+
+# Registers and shared memory of the largest kernel a case launches, with a tenth to spare.
+BUDGET = {
+    "mixed_batch bfloat16": {
+        "sm_80": (248, 49152),
+        "sm_90": (255, 81920),
+        "sm_100": (208, 66560),
+        "gfx942": (248, 16384),
+        "matrix": True,
+    },
+}

@@ -214,13 +214,13 @@ def run(
     rows = min(max(16, triton.next_power_of_2(group)), 64)
     widths = padded(dim), padded(value_dim)
     step, warps, stages = tiles(target(q.device), q.dtype, max(widths))
+    if block_table is not None:
+        stages = 2 * stages - 1  # the pipeline counts the table's entry, which tells where a key lies, as a stage too
     split = INTERPRETED_SPLIT if INTERPRETED else SPLIT
     splits = max(1, triton.cdiv(room, split))
-    parts = stats = None
-    count = batch * heads * splits
-    if splits > 1:
-        parts = torch.empty(count * value_dim, dtype=torch.float32, device=q.device)
-        stats = torch.empty(2 * count, dtype=torch.float32, device=q.device)
+    count = batch * heads * splits if splits > 1 else 0
+    parts = torch.empty(count * value_dim, dtype=torch.float32, device=q.device)
+    stats = torch.empty(2 * count, dtype=torch.float32, device=q.device)
     cap, factor = attention.score_factors(dim, softcap, scale)
     int8 = k_scale is not None and v_scale is not None
     launch(
@@ -242,3 +242,22 @@ def run(
             lengths, sinks, out, lse, parts, stats, heads, splits, count, value_dim, *lengths.stride(),
             stride_of(sinks), left, left >= 0, sinks is not None, split, columns, num_warps=4, **OPTIONS,
         )  # fmt: skip
+
+
+# Registers and shared memory of the largest kernel a case launches, with a tenth to spare.
+BUDGET = {
+    "llama_paged bfloat16": {
+        "sm_80": (176, 72704),
+        "sm_90": (176, 72704),
+        "sm_100": (176, 72704),
+        "gfx942": (176, 16384),
+        "matrix": "narrow",
+    },
+    "llama_paged_int8 bfloat16": {
+        "sm_80": (240, 41472),
+        "sm_90": (168, 41472),
+        "sm_100": (168, 41472),
+        "gfx942": (248, 8192),
+        "matrix": "narrow",
+    },
+}
