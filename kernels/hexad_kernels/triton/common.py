@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,3 +63,15 @@ def log1p_unit(y):
 @triton.jit
 def log_sigmoid(x):
     return tl.where(x < 0.0, x, 0.0) - log1p_unit(tl.exp(-tl.abs(x)))
+
+
+@cache
+def target(device: torch.device) -> str:
+    """The chip that tiles are chosen for: "sm_80", "sm_90", "sm_100" or "gfx942", the nearest one below. Without a
+    GPU, under the interpreter, "sm_80"."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    major = torch.cuda.get_device_capability(device)[0]
+    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"

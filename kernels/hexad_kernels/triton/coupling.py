@@ -80,3 +80,10 @@ def run(
         first * pixels, count * pixels, height, width, clamp,
         raw is not None, inverse, split == 1, flip, scale_map, TILE,
     )  # fmt: skip
+
+
+BUDGET = {
+    "image float32": {"sm_80": (56, 32), "sm_90": (56, 32), "sm_100": (64, 32), "gfx942": (56, 32)},
+    "image bfloat16": {"sm_80": (56, 32), "sm_90": (56, 32), "sm_100": (56, 32), "gfx942": (48, 32)},
+    "checkerboard_flip_inverse float16": {"sm_80": (56, 32), "sm_90": (56, 32), "sm_100": (64, 32), "gfx942": (48, 32)},
+}

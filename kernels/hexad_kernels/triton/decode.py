@@ -103,3 +103,22 @@ def run(
         block_table is not None, left >= 0, softcap is not None, INTERPRETED, HEADS, shape["BN"], *widths,
         num_warps=shape["num_warps"], num_stages=shape["num_stages"],
     )  # fmt: skip
+
+
+BUDGET = {
+    "gpt bfloat16": {
+        "sm_80": (80, 21504),
+        "sm_90": (72, 21504),
+        "sm_100": (72, 21504),
+        "gfx942": (136, 17408),
+        "matrix": "narrow",
+    },
+    "llama_paged bfloat16": {
+        "sm_80": (136, 39936),
+        "sm_90": (128, 39936),
+        "sm_100": (128, 39936),
+        "gfx942": (200, 33792),
+        "matrix": "narrow",
+    },
+    "gpt float32": {"sm_80": (72, 15360), "sm_90": (72, 15360), "sm_100": (64, 15360), "gfx942": (104, 9216)},
+}
