@@ -22,12 +22,37 @@ def pytest_configure(config):
     backend = config.getoption("--backend")
     if backend == "triton-interpreted":
         os.environ["TRITON_INTERPRET"] = "1"
+        quicken_interpreter()
     if backend in ("cuda", "triton"):
         os.environ["HEXAD_TEST_DEVICE"] = "cuda"
     if backend == "cuda-emulated":
         from tests.cuda_emulator import build
 
         os.environ["HEXAD_CUDA_EMULATED"] = str(build("_C"))
+
+
+def quicken_interpreter():
+    """Triton's interpreter patches triton.language anew for every call of a helper, which is most of its time. Once a
+    launch is enough."""
+    try:
+        from triton.runtime import interpreter
+
+        patch, execute = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    except (ImportError, AttributeError):
+        return
+    done = set()
+
+    def patch_once(fn):
+        modules = frozenset(id(v) for v in fn.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
+        if modules not in done:
+            done.add(modules)
+            return patch(fn)
+
+    def launch(self, *args, **kwargs):
+        done.clear()
+        return execute(self, *args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch
 
 
 @pytest.fixture(scope="session")

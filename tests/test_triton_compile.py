@@ -58,7 +58,7 @@ def module_of(op):
     return import_module(f"hexad_kernels.triton.{op}")
 
 
-LINES = [(op, line) for op in OPS_HERE for line in module_of(op).BUDGET]
+LINES = [(op, line) for op in OPS_HERE for line in getattr(module_of(op), "BUDGET", {})]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,7 +165,7 @@ def test_every_kernel_has_a_budget(op, monkeypatch):
     module = module_of(op)
     here = {name for name, value in vars(module).items() if isinstance(value, triton.JITFunction)}
     mine = {name for name in here if name.endswith("_kernel") and getattr(module, name).__module__ == module.__name__}
-    launched = {k.__name__ for line in module.BUDGET for k, _, _ in launches(monkeypatch, op, line, "sm_90")}
+    launched = {k.__name__ for line in getattr(module, "BUDGET", {}) for k, _, _ in launches(monkeypatch, op, line, "sm_90")}
     assert mine and mine <= launched, f"no line of BUDGET launches {mine - launched}"
 
 

@@ -156,7 +156,7 @@ _op = Op(
     cuda=NATIVE_DTYPES,
     gradients=(0, 1, 2),
     backward=_backward,
-    backward_on=("cpu", "cuda", "cuda-emulated"),
+    backward_on=("cpu", "cuda", "cuda-emulated", "triton", "triton-interpreted"),
     recover=_recover,
 )
 
