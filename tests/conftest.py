@@ -44,9 +44,10 @@ def quicken_interpreter():
 
     def patch_once(fn):
         modules = frozenset(id(v) for v in fn.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
-        if modules not in done:
-            done.add(modules)
-            return patch(fn)
+        if modules in done:
+            return None
+        done.add(modules)
+        return patch(fn)
 
     def launch(self, *args, **kwargs):
         done.clear()

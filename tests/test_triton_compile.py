@@ -165,7 +165,9 @@ def test_every_kernel_has_a_budget(op, monkeypatch):
     module = module_of(op)
     here = {name for name, value in vars(module).items() if isinstance(value, triton.JITFunction)}
     mine = {name for name in here if name.endswith("_kernel") and getattr(module, name).__module__ == module.__name__}
-    launched = {k.__name__ for line in getattr(module, "BUDGET", {}) for k, _, _ in launches(monkeypatch, op, line, "sm_90")}
+    launched = {
+        k.__name__ for line in getattr(module, "BUDGET", {}) for k, _, _ in launches(monkeypatch, op, line, "sm_90")
+    }
     assert mine and mine <= launched, f"no line of BUDGET launches {mine - launched}"
 
 

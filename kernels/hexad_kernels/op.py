@@ -137,6 +137,7 @@ class Op:
     backward_on  the backends that have those kernels
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
+    torch_on_gpu  plain torch is meant to serve what GPU kernels refuse: that is no fallback to warn of
     renamed     schema name -> what errors call that argument
     """
 
@@ -156,6 +157,7 @@ class Op:
         backward: Callable[..., list[Tensor]] | None = None,
         backward_on: tuple[str, ...] = ("cpu",),
         recover: Callable[..., tuple[Any, ...]] | None = None,
+        torch_on_gpu: bool = False,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -171,6 +173,7 @@ class Op:
         self.backward = backward
         self.backward_on = backward_on
         self.recover = recover
+        self.torch_on_gpu = torch_on_gpu
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.kinds = check.Kinds(parsed, renamed or {})
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
@@ -271,7 +274,7 @@ class Op:
                 if name != chosen and name not in refusals and name != "reference":
                     refusals[name] = self.refusal(name, args) or f"{chosen} comes first on {kind}"
             raise _Explained(Explanation(self.name, chosen, refusals, args))
-        if chosen == "reference":
+        if chosen == "reference" and not (self.torch_on_gpu and kind == "cuda"):
             self._warn(refusals)
         return chosen
 

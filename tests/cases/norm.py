@@ -45,5 +45,6 @@ CASES = [
     case("no_space", (2, 4, 0), kind="group", num_groups=2),
     case("transformer", (512, 768), bench=True),
     case("transformer_rms", (512, 768), kind="rms", bias=False, bench=True, bench_only=True),
+    case("vae", (1, 128, 128, 128), kind="group", num_groups=32, activation="silu", bench_only=True),
     case("unet", (4, 128, 64, 64), kind="group", num_groups=32, activation="silu", bench=True, bench_only=True),
 ]

@@ -121,4 +121,12 @@ def run(
     )  # fmt: skip
 
 
-BUDGET = {}
+BUDGET = {
+    "gpt_step bfloat16": {"sm_80": (40, 0), "sm_90": (40, 0), "sm_100": (40, 0), "gfx942": (32, 0)},
+    "rotated_interleaved float32": {
+        "sm_80": (240, 5120),
+        "sm_90": (224, 5120),
+        "sm_100": (224, 5120),
+        "gfx942": (24, 5120),
+    },
+}

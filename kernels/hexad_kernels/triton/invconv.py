@@ -68,4 +68,13 @@ def run(outputs: tuple[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) 
     )  # fmt: skip
 
 
-BUDGET = {}
+BUDGET = {
+    "wide_image bfloat16": {
+        "sm_80": (104, 17408),
+        "sm_90": (72, 25600),
+        "sm_100": (56, 25600),
+        "gfx942": (88, 17408),
+        "matrix": "narrow",
+    },
+    "image float32": {"sm_80": (72, 13312), "sm_90": (80, 13312), "sm_100": (72, 13312), "gfx942": (176, 13312)},
+}

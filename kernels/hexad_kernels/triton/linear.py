@@ -111,3 +111,15 @@ def run(
     )  # fmt: skip
     programs, arguments = finish(sums, bias, activation, residual, outputs[0], rows, width)
     launch(finish_kernel, (programs,), x.device, *arguments)
+
+
+BUDGET = {
+    "token bfloat16": {
+        "sm_80": (56, 37888),
+        "sm_90": (48, 37888),
+        "sm_100": (48, 37888),
+        "gfx942": (96, 37888),
+        "matrix": "narrow",
+    },
+    "token float32": {"sm_80": (64, 13312), "sm_90": (64, 13312), "sm_100": (64, 13312), "gfx942": (112, 13312)},
+}

@@ -3,7 +3,7 @@ for its 16 rows, so a program reads memory straight on: 16 outputs, one split of
 
 Quantised weights meet inputs that a launch before rounds to 8 bits, group by group, as the CPU's kernels do: a
 group's sum is of integers below 2^24, exact in float32 in any order. Splits are added up in order by linear's second
-launch. Several rows read the panels once each, mostly from the cache; many rows want the dense weight back.
+launch. Several rows read the panels once each, from the cache at best; many rows want the dense weight back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hexad_kernels.triton.common import launch, refuse_dtypes, round_even
 from hexad_kernels.triton.linear import finish, finish_kernel, row_stride
 
 SPLIT = 1024
-MOST_ROWS = 64
+MOST_ROWS = 8
 LANES = tl.constexpr(16)
 
 
@@ -92,19 +92,17 @@ def int8_kernel(
     w_scale = tl.load(words_ptr + lane).to(tl.float32, bitcast=True)
     group = tl.arange(0, AT_ONCE)[:, None]
     k = tl.arange(0, 16)[None, :]
+    byte = tl.arange(0, 4)[None, None, :]
     total = tl.zeros((AT_ONCE, LANES), tl.float32)
     last = tl.minimum((first + SPLIT) // 64, groups)
     for begin in range(first // 64, last, AT_ONCE):
         here = begin + group < last
         word = (begin + group) * 16 + k
-        there = here & (word * 4 < inputs)
-        words = tl.load(
-            words_ptr + LANES + word[:, :, None] * LANES + lane[None, None, :], mask=there[:, :, None], other=0
-        )
-        sums = tl.zeros((AT_ONCE, LANES), tl.int32)
-        for byte in tl.static_range(4):
-            x = tl.load(q_ptr + row * groups * 64 + word * 4 + byte, mask=there, other=0).to(tl.int32)
-            sums += tl.sum(x[:, :, None] * (((words >> (8 * byte)) & 255) - 128), 1)
+        there = (here & (word * 4 < inputs))[:, :, None]
+        words = tl.load(words_ptr + LANES + word[:, :, None] * LANES + lane[None, None, :], mask=there, other=0)
+        x = tl.load(q_ptr + row * groups * 64 + word[:, :, None] * 4 + byte, mask=there & (byte >= 0), other=0)
+        w = ((words[:, :, None, :] >> (8 * byte)[:, :, :, None]) & 255) - 128
+        sums = tl.sum(tl.sum(x.to(tl.int32)[:, :, :, None] * w, 2), 1)
         scale = tl.load(scale_ptr + row * groups + begin + group, mask=here, other=0.0)
         total += sums.to(tl.float32) * scale
     store_sums(sums_ptr, tl.sum(total, 0) * w_scale, panel, row, split, rows, outputs)
@@ -120,7 +118,10 @@ def int4_kernel(
     lane = tl.arange(0, LANES)
     words_ptr += panel * panel_words
     group = tl.arange(0, AT_ONCE)[:, None]
-    k = tl.arange(0, 4)[None, :]
+    k = tl.arange(0, 4)[None, :, None]
+    # Input j of a word's 8: the low halves of its bytes, then the high ones.
+    j = tl.arange(0, 8)[None, None, :]
+    shift = (8 * (j % 4) + 4 * (j // 4))[:, :, :, None]
     total = tl.zeros((AT_ONCE, LANES), tl.float32)
     last = tl.minimum((first + SPLIT) // 32, groups)
     for begin in range(first // 32, last, AT_ONCE):
@@ -128,16 +129,12 @@ def int4_kernel(
         at = (begin + group) * (5 * LANES)
         head = tl.load(words_ptr + at + lane[None, :], mask=here, other=0)
         words = tl.load(
-            words_ptr + at[:, :, None] + (1 + k[:, :, None]) * LANES + lane[None, None, :], mask=here[:, :, None],
-            other=0,
-        )  # fmt: skip
-        sums = tl.zeros((AT_ONCE, LANES), tl.int32)
-        whole = tl.zeros((AT_ONCE,), tl.int32)
-        for j in tl.static_range(8):
-            # Input j of a word's 8: the low halves of its bytes, then the high ones.
-            x = tl.load(q_ptr + row * groups * 32 + (begin + group) * 32 + k * 8 + j, mask=here, other=0).to(tl.int32)
-            sums += tl.sum(x[:, :, None] * ((words >> (8 * (j % 4) + 4 * (j // 4))) & 15), 1)
-            whole += tl.sum(x, 1)
+            words_ptr + at[:, :, None] + (1 + k) * LANES + lane[None, None, :], mask=here[:, :, None], other=0
+        )
+        x_at = q_ptr + (row * groups + begin + group)[:, :, None] * 32 + k * 8 + j
+        x = tl.load(x_at, mask=here[:, :, None] & (k + j >= 0), other=0).to(tl.int32)
+        sums = tl.sum(tl.sum(x[:, :, :, None] * ((words[:, :, None, :] >> shift) & 15), 2), 1)
+        whole = tl.sum(tl.sum(x, 2), 1)
         step = (head << 16).to(tl.float32, bitcast=True)
         least = (head & -65536).to(tl.float32, bitcast=True)
         scale = tl.load(scale_ptr + row * groups + begin + group, mask=here, other=0.0)
@@ -177,7 +174,7 @@ def run(
         kernel = int8_kernel if form == INT8 else int4_kernel
         launch(
             kernel, (programs,), x.device, q, scales, panels, sums, *sizes, panels.shape[1], groups, splits,
-            4 if form == INT8 else 16, SPLIT, num_warps=2,
+            4 if form == INT8 else 8, SPLIT, num_warps=2,
         )  # fmt: skip
     else:
         launch(
@@ -186,3 +183,21 @@ def run(
         )  # fmt: skip
     programs, arguments = finish(sums, bias, activation, residual, outputs[0], rows, width)
     launch(finish_kernel, (programs,), x.device, *arguments)
+
+
+BUDGET = {
+    "float32_long_rows float32": {"sm_80": (56, 512), "sm_90": (72, 512), "sm_100": (56, 512), "gfx942": (40, 256)},
+    "bfloat16_long_rows bfloat16": {"sm_80": (64, 256), "sm_90": (56, 256), "sm_100": (56, 256), "gfx942": (48, 256)},
+    "int8_eight_rows bfloat16": {
+        "sm_80": (144, 9216),
+        "sm_90": (112, 9216),
+        "sm_100": (112, 9216),
+        "gfx942": (104, 5120),
+    },
+    "int4_eight_rows bfloat16": {
+        "sm_80": (144, 5120),
+        "sm_90": (144, 5120),
+        "sm_100": (144, 5120),
+        "gfx942": (120, 5120),
+    },
+}

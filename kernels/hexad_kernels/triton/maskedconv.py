@@ -76,3 +76,15 @@ def run(
         *x.stride(), *weight.stride(), tiles,
         INTERPRETED, 16 if few else PIXELS, wide, 16, num_stages=2 if x.dtype == torch.float32 else 3,
     )  # fmt: skip
+
+
+BUDGET = {
+    "digits bfloat16": {
+        "sm_80": (136, 5120),
+        "sm_90": (120, 5120),
+        "sm_100": (120, 5120),
+        "gfx942": (80, 3072),
+        "matrix": "narrow",
+    },
+    "digits_pixel float32": {"sm_80": (64, 3072), "sm_90": (64, 3072), "sm_100": (48, 3072), "gfx942": (40, 3072)},
+}

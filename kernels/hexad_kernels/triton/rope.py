@@ -76,4 +76,7 @@ def run(
     )  # fmt: skip
 
 
-BUDGET = {}
+BUDGET = {
+    "gpt bfloat16": {"sm_80": (40, 0), "sm_90": (40, 0), "sm_100": (40, 0), "gfx942": (40, 0)},
+    "interleaved bfloat16": {"sm_80": (96, 0), "sm_90": (96, 0), "sm_100": (96, 0), "gfx942": (56, 0)},
+}

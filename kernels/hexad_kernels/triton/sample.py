@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hexad_kernels.triton.common import exp, launch, philox, refuse_dtypes
 
-LONG = 4096  # tokens of a tile, or fewer of a short row
+LONG = 2048  # tokens of a tile, or fewer of a short row
 TINY = tl.constexpr(2.2250738585072014e-308)
 FAR = tl.constexpr(2147483647)
 
@@ -128,11 +128,15 @@ def find_cut(ptr, weights_ptr, n, mark, top, target, by_count, TILE: tl.constexp
 
 
 @triton.jit
-def kept_weights(ptr, begin, n, top, temperature, floor, cut, equals, before, TILE: tl.constexpr):
-    """Weights of a tile's tokens, 0 for those that go; `before` equals of the cut came before, and how many now have."""
+def kept_weights(
+    ptr, begin, n, top, temperature, floor, cut, equals, before, FILTERED: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """Weights of a tile's tokens, 0 for those that go; `before` equals of the cut came before, now how many have."""
     i = begin + tl.arange(0, TILE)
     logit = logits_at(ptr, i, n)
     w = weight(logit, top, temperature)
+    if not FILTERED:
+        return tl.where(i < n, w, 0.0).to(tl.float64), before
     key = order_key(logit)
     equal = (i < n) & (key == cut)
     rank = before + tl.cumsum(equal.to(tl.int32), 0)
@@ -141,12 +145,12 @@ def kept_weights(ptr, begin, n, top, temperature, floor, cut, equals, before, TI
 
 
 @triton.jit
-def draw(ptr, n, top, temperature, floor, cut, equals, u, TILE: tl.constexpr):
+def draw(ptr, n, top, temperature, floor, cut, equals, u, FILTERED: tl.constexpr, TILE: tl.constexpr):
     """The place where the running sum of kept weights reaches u of the whole."""
     total = tl.zeros((), tl.float64)
     before = 0
     for begin in range(0, n, TILE):
-        w, before = kept_weights(ptr, begin, n, top, temperature, floor, cut, equals, before, TILE)
+        w, before = kept_weights(ptr, begin, n, top, temperature, floor, cut, equals, before, FILTERED, TILE)
         total += tl.sum(w, 0)
     target = u * total
     found = -1
@@ -155,7 +159,7 @@ def draw(ptr, n, top, temperature, floor, cut, equals, u, TILE: tl.constexpr):
     before = 0
     begin = 0
     while (begin < n) & (found < 0):
-        w, before = kept_weights(ptr, begin, n, top, temperature, floor, cut, equals, before, TILE)
+        w, before = kept_weights(ptr, begin, n, top, temperature, floor, cut, equals, before, FILTERED, TILE)
         i = begin + tl.arange(0, TILE)
         reached = tl.min(tl.where((w > 0.0) & (running + tl.cumsum(w, 0) >= target), i, FAR), 0)
         found = tl.where(reached < FAR, reached, found)
@@ -175,8 +179,8 @@ def of_row(ptr, value, b, stride):
 @triton.jit(do_not_specialize=["position", "top_k"])
 def sample_kernel(
     logits_ptr, seeds_ptr, positions_ptr, temperatures_ptr, top_ks_ptr, top_ps_ptr, min_ps_ptr, out_ptr,
-    listed_ptr, weights_ptr, index_ptr, vocabulary, row_stride, seed_stride, position_stride, temperature_stride, k_stride,
-    p_stride, floor_stride, position, temperature, top_k, top_p, min_p,
+    listed_ptr, weights_ptr, index_ptr, vocabulary, row_stride, seed_stride, position_stride, temperature_stride,
+    k_stride, p_stride, floor_stride, position, temperature, top_k, top_p, min_p,
     FILTERS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
@@ -184,7 +188,7 @@ def sample_kernel(
     top, token, wrong = find_peak(logits_ptr, vocabulary, TILE)
     heat = tl.cast(of_row(temperatures_ptr, temperature, b, temperature_stride), tl.float32)
     token = token.to(tl.int64)
-    if seeds_ptr is not None:
+    if seeds_ptr is not None:  # noqa: SIM102 - known when the kernel is compiled, the other when it runs
         if (heat > 0.0) & (top > float("-inf")) & (wrong == 0):
             at = tl.cast(of_row(positions_ptr, position, b, position_stride), tl.int64)
             seed = tl.load(seeds_ptr + b * seed_stride)
@@ -213,7 +217,7 @@ def sample_kernel(
                     mass = tl.zeros((), tl.float64)
                     before = 0
                     for begin in range(0, n, TILE):
-                        w, before = kept_weights(listed_ptr, begin, n, top, heat, 0.0, cut, equals, before, TILE)
+                        w, before = kept_weights(listed_ptr, begin, n, top, heat, 0.0, cut, equals, before, True, TILE)
                         mass += tl.sum(w, 0)
                 if p < 1.0:
                     target = tl.maximum(p * mass, TINY)
@@ -226,12 +230,10 @@ def sample_kernel(
                     shorter = (cut_p > cut) | ((cut_p == cut) & (equals_p < equals))
                     equals = tl.where(shorter, equals_p, equals)
                     cut = tl.where(shorter, cut_p, cut)
-                place = draw(listed_ptr, n, top, heat, floor, cut, equals, u, TILE)
+                place = draw(listed_ptr, n, top, heat, floor, cut, equals, u, True, TILE)
                 token = tl.load(index_ptr + place).to(tl.int64)
             else:
-                place = draw(
-                    logits_ptr, vocabulary, top, heat, 0.0, tl.full((), -1, tl.int64), tl.zeros((), tl.int64), u, TILE
-                )
+                place = draw(logits_ptr, vocabulary, top, heat, 0.0, 0, 0, u, False, TILE)
                 token = place.to(tl.int64)
     token = tl.where(wrong, -1, tl.where(top == float("-inf"), -2, token))
     tl.store(out_ptr + b, token)
@@ -260,10 +262,14 @@ def run(
     tile = min(LONG, max(256, triton.next_power_of_2(vocabulary)))
     rows = (seeds, positions, temperatures, top_ks, top_ps, min_ps)
     launch(
-        sample_kernel, (batch,), logits.device, logits, *rows, outputs[0], listed, weights, index, vocabulary, logits.stride(0),
+        sample_kernel, (batch,), logits.device, logits, *rows, outputs[0], listed, weights, index,
+        vocabulary, logits.stride(0),
         *(0 if t is None else t.stride(0) for t in rows), position, float(temperature), min(top_k, vocabulary),
         float(top_p), float(min_p), filters, tile, num_warps=max(4, tile // 256),
     )  # fmt: skip
 
 
-BUDGET = {}
+BUDGET = {
+    "vocabulary float32": {"sm_80": (192, 5120), "sm_90": (192, 5120), "sm_100": (184, 5120), "gfx942": (120, 5120)},
+    "large_vocabulary_greedy bfloat16": {"sm_80": (80, 64), "sm_90": (80, 64), "sm_100": (88, 64), "gfx942": (56, 64)},
+}

@@ -69,4 +69,6 @@ def run(outputs: tuple[Tensor, Tensor], x: Tensor, codebook: Tensor) -> None:
     )  # fmt: skip
 
 
-BUDGET = {}
+BUDGET = {
+    "images bfloat16": {"sm_80": (64, 256), "sm_90": (64, 256), "sm_100": (64, 256), "gfx942": (48, 256)},
+}
