@@ -146,6 +146,7 @@ class Op:
     backward_on  the backends that have those kernels
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
+    torch_on_gpu  plain torch is meant to serve what GPU kernels refuse: that is no fallback to warn of
     renamed     schema name -> what errors call that argument
     batch       (*args) -> {index: rank} of the arguments whose dimension 0 is the batch, for vmap
     cast        what autocast does to the tensors at `cast_at`: "lower", "widest" or None, nothing
@@ -167,6 +168,7 @@ class Op:
         backward: Callable[..., list[Tensor]] | None = None,
         backward_on: tuple[str, ...] = ("cpu",),
         recover: Callable[..., tuple[Any, ...]] | None = None,
+        torch_on_gpu: bool = False,
         renamed: Mapping[str, str] | None = None,
         batch: Callable[..., Mapping[int, int]] | None = None,
         cast: str | None = None,
@@ -187,6 +189,7 @@ class Op:
         self.recover = recover
         self.batch = batch
         self.cast, self.cast_at = cast, tuple(cast_at)
+        self.torch_on_gpu = torch_on_gpu
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.kinds = check.Kinds(parsed, renamed or {})
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
@@ -301,7 +304,7 @@ class Op:
                 if name != chosen and name not in refusals and name != "reference":
                     refusals[name] = self.refusal(name, args) or f"{chosen} comes first on {kind}"
             raise _Explained(Explanation(self.name, chosen, refusals, args))
-        if chosen == "reference":
+        if chosen == "reference" and not (self.torch_on_gpu and kind == "cuda"):
             self._warn(refusals)
         return chosen
 

@@ -47,5 +47,6 @@ CASES = [
     case("large", (8192, 2048), bench=True, bench_only=True),
     case("large_rms", (8192, 2048), kind="rms", bias=False, bench=True, bench_only=True),
     case("transformer_rms", (512, 768), kind="rms", bias=False, bench=True, bench_only=True),
+    case("vae", (1, 128, 128, 128), kind="group", num_groups=32, activation="silu", bench_only=True),
     case("unet", (4, 128, 64, 64), kind="group", num_groups=32, activation="silu", bench=True, bench_only=True),
 ]

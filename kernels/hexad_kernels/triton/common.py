@@ -75,3 +75,60 @@ def target(device: torch.device) -> str:
         return "gfx942"
     major = torch.cuda.get_device_capability(device)[0]
     return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+
+
+@triton.jit
+def exp(x):
+    # The hardware's 2^x after a reduction in two steps: tl.exp scales x before, and its error grows with |x|.
+    x = tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x))
+    n = tl.floor(x * 1.44269504 + 0.5)
+    r = tl.fma(n, 2.12194440e-4, tl.fma(n, -0.693359375, x))
+    half = tl.floor(n * 0.5)
+    return tl.exp2(r * 1.44269504) * tl.exp2(half) * tl.exp2(n - half)
+
+
+@triton.jit
+def sigmoid(x):
+    e = exp(-tl.abs(x))
+    return tl.div_rn(tl.where(x < 0.0, e, 1.0), 1.0 + e)
+
+
+@triton.jit
+def round_even(x):
+    # To the nearest integer, ties to even, for |x| < 2^22.
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    """Of hexad_kernels.activation, by its number; gates too."""
+    if ACTIVATION == 1:
+        z = tl.where(z < 0.0, 0.0, z)
+    elif ACTIVATION == 2 or ACTIVATION == 8:
+        z = z * (0.5 * (1.0 + tl.erf(z * 0.70710678)))
+    elif ACTIVATION == 3:
+        z = z * (0.5 * (1.0 + tanh(0.79788456 * (z + 0.044715 * z * z * z))))
+    elif ACTIVATION == 4 or ACTIVATION == 7:
+        z = z * sigmoid(z)
+    elif ACTIVATION == 5:
+        z = tanh(z)
+    elif ACTIVATION == 6:
+        z = sigmoid(z)
+    return z
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, key):
+    """Philox4x32-10 of four uint32 counter words under an int64 key."""
+    k0 = (key & 0xFFFFFFFF).to(tl.uint32)
+    k1 = ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    for _ in tl.static_range(10):
+        a = c0.to(tl.uint64) * 0xD2511F53
+        b = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (b >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (a >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = b.to(tl.uint32)
+        c3 = a.to(tl.uint32)
+        k0 = (k0.to(tl.uint64) + 0x9E3779B9).to(tl.uint32)
+        k1 = (k1.to(tl.uint64) + 0xBB67AE85).to(tl.uint32)
+    return c0, c1, c2, c3
