@@ -145,5 +145,7 @@ def test_counts_without_elements_cost_nothing():
 
 def test_an_empty_coupling_writes_its_log_det():
     log_det = torch.full((2,), 7.0)
-    native.C.coupling(torch.zeros(2, 4, 0), torch.zeros(2, 2, 0), None, torch.zeros(2, 4, 0), log_det, 0, 0, 0, 0, 1.0)
+    native.C.coupling(
+        torch.zeros(2, 4, 0), torch.zeros(2, 2, 0), None, torch.zeros(2, 4, 0), log_det, None, None, 0, 0, 0, 0, 1.0
+    )
     assert log_det.tolist() == [0, 0]

@@ -146,18 +146,20 @@ def test_unknown_instruction_set_is_named():
 def test_numpy_arrays_cross_by_dlpack():
     x, t = np.ones((2, 4), np.float32), np.full((2, 2), 3, np.float32)
     y, log_det = np.empty_like(x), np.empty(2, np.float32)
-    native.C.coupling(x, t, None, y, log_det, False, 0, False, 0, 1.0)
+    native.C.coupling(x, t, None, y, log_det, None, None, False, 0, False, 0, 1.0)
     assert (y == [1, 1, 4, 4]).all()
 
 
 def test_the_door_checks_what_memory_safety_needs():
     x, y, log_det = torch.zeros(2, 4), torch.empty(2, 4), torch.empty(2)
     with pytest.raises(ValueError, match="shift: dimension 1 is 3, wants 2"):
-        native.C.coupling(x, torch.zeros(2, 3), None, y, log_det, False, 0, False, 0, 1.0)
+        native.C.coupling(x, torch.zeros(2, 3), None, y, log_det, None, None, False, 0, False, 0, 1.0)
     with pytest.raises(ValueError, match="log_det: is float64"):
-        native.C.coupling(x, torch.zeros(2, 2), None, y, log_det.double(), False, 0, False, 0, 1.0)
+        native.C.coupling(x, torch.zeros(2, 2), None, y, log_det.double(), None, None, False, 0, False, 0, 1.0)
     with pytest.raises(ValueError, match="y: dimension 1 has stride 2, wants 1"):
-        native.C.coupling(x, torch.zeros(2, 2), None, torch.empty(2, 8)[:, ::2], log_det, False, 0, False, 0, 1.0)
+        native.C.coupling(
+            x, torch.zeros(2, 2), None, torch.empty(2, 8)[:, ::2], log_det, None, None, False, 0, False, 0, 1.0
+        )
 
 
 def test_forced_backend_names_its_reason():

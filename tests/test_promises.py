@@ -80,9 +80,12 @@ def test_batch_invariance_check_sees_a_broken_promise(name, case):
     """The inverse test: one ulp that depends on the batch size must be found."""
     call = build(case, torch.float32)
 
+    def rows(given):
+        return len(next(a for a in given.args if a is not None))
+
     def broken(given):
         out = promises.invoke(name, given)
-        whole = len(given.args[0]) == len(call.args[0])
+        whole = rows(given) == rows(call)
         return tuple(torch.nextafter(o, o + 1) if o.is_floating_point() and whole else o + whole for o in out)
 
     if all(o.numel() == 0 for o in promises.invoke(name, promises.fresh(call))):

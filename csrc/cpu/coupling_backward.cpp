@@ -3,6 +3,7 @@
 //   inverse  dx = g e^-s,  dt = -dx,  ds = -g y - l           with y = (x - t) e^-s
 // g and l are the gradients of y and of log_det.
 #include "cpu/couple.h"
+#include "op/coupling_backward.h"
 
 namespace hexad {
 namespace {

@@ -7,7 +7,7 @@ namespace hexad {
 // How a row of x is split and what becomes of its active half.
 struct CouplingMap {
   int64_t batch, row;            // row = channels * spatial, contiguous
-  int64_t active_begin, active;  // channel split
+  int64_t active_begin, active;  // of a row; all of it for a checkerboard
   bool checkerboard, flip;
   int64_t height, width;
   bool inverse;
@@ -16,6 +16,12 @@ struct CouplingMap {
   bool bf16;
 };
 
+// A CUDA block takes so many active elements of a row; a row has at least one such piece.
+constexpr int64_t kCouplingPiece = 4096;
+inline int64_t coupling_pieces(const CouplingMap& a) {
+  return a.active > kCouplingPiece ? (a.active + kCouplingPiece - 1) / kCouplingPiece : 1;
+}
+
 struct CouplingArgs : CouplingMap {
   const void* x;
   const void* shift;
@@ -23,19 +29,8 @@ struct CouplingArgs : CouplingMap {
   void* y;
   float* log_det;
   int64_t x_stride, y_stride, shift_stride, scale_stride;  // from one batch row to the next
-};
-
-struct CouplingBackwardArgs : CouplingMap {
-  const void* grad_y;         // null: 0, like grad_log_det
-  const float* grad_log_det;  // contiguous
-  const void* value;          // y, or x where `from_input`
-  const void* shift;
-  const void* log_scale;  // null: additive
-  void* grad_x;           // contiguous; null where not wanted, like the other two
-  void* grad_shift;
-  void* grad_scale;
-  int64_t grad_y_stride, value_stride, shift_stride, scale_stride;
-  bool from_input;
+  double* partials;   // CUDA, rows of more than one piece: a sum for each piece of each row,
+  int32_t* counters;  // and a number for each row, 0 before and after
 };
 
 }  // namespace hexad

@@ -6,6 +6,7 @@
 #include "op/attention_backward.h"
 #include "op/attention_varlen.h"
 #include "op/coupling.h"
+#include "op/coupling_backward.h"
 #include "op/decode.h"
 #include "op/gated_pixelcnn.h"
 #include "op/invconv.h"

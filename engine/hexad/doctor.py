@@ -47,6 +47,7 @@ def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "append_kv": ((x(1, 2, 1, 8), x(1, 2, 1, 8), cache, cache, lengths), {}),
         "rope": ((heads, x(8, 4), x(8, 4)), {}),
         "coupling": ((image, x(1, 2, 4, 4), x(1, 2, 4, 4)), {}),
+        "coupling_backward": ((image, x(1), image, x(1, 2, 4, 4), x(1, 2, 4, 4)), {}),
         "invconv": ((image, torch.eye(4)), {}),
         "step": ((x(1, 4, 8), 0, image, image), {}),
         "randn": ((torch.zeros(1, dtype=torch.int64), (4,)), {}),

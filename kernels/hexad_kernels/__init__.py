@@ -5,6 +5,7 @@ from hexad_kernels.attention import attention
 from hexad_kernels.attention_backward import attention_backward
 from hexad_kernels.attention_varlen import attention_varlen
 from hexad_kernels.coupling import coupling
+from hexad_kernels.coupling_backward import coupling_backward
 from hexad_kernels.decode import decode
 from hexad_kernels.gated_pixelcnn import (
     PixelCNNLayer,
@@ -43,6 +44,7 @@ __all__ = [
     "backend",
     "cmake_prefix",
     "coupling",
+    "coupling_backward",
     "decode",
     "explain",
     "gated_pixelcnn",

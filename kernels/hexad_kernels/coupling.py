@@ -26,6 +26,7 @@ from hexad_kernels import check, memory, native
 from hexad_kernels.op import NATIVE_DTYPES, Op
 
 SPLITS = {"channel": 0, "checkerboard": 1}
+PIECE = 4096  # active elements of a row that a CUDA block takes, as in csrc/op/coupling.h
 SCALE_MAPS = {"exp": 0, "tanh": 1, "sigmoid": 2}
 
 
@@ -43,6 +44,26 @@ def checkerboard(x: Tensor, flip: bool) -> Tensor:
     return (place % 2 == (0 if flip else 1)).to(x.dtype)
 
 
+def check_operands(
+    x: Tensor, name: str, shift: Tensor, log_scale: Tensor | None, split: int, flip: bool, scale_map: int, clamp: float
+) -> None:
+    check.tensor(x, name)
+    size = x.shape
+    if len(size) < 2:
+        raise ValueError(f"{name}: got shape {tuple(size)}, wants (batch, channels, *spatial) or (batch, features)")
+    if split == 0:
+        want, meaning = (size[0], active_channels(size[1], flip)[1], *size[2:]), f"the active half of {name}"
+    else:
+        want, meaning = size, f"{name}'s shape"
+        if len(size) not in (2, 4):
+            raise ValueError(f"{name}: got {len(size)} dimensions, wants 2 or 4 for a checkerboard split")
+    check.operand(shift, "shift", want, x, name, meaning)
+    if log_scale is not None:
+        check.operand(log_scale, "log_scale", want, x, name, meaning)
+    if scale_map == 1 and not clamp > 0:
+        raise ValueError(f"clamp: got {clamp}, wants a positive number")
+
+
 def contract(
     x: Tensor,
     shift: Tensor,
@@ -53,22 +74,8 @@ def contract(
     scale_map: int,
     clamp: float,
 ) -> tuple[Tensor, Tensor]:
-    check.tensor(x, "x")
-    size = x.shape
-    if len(size) < 2:
-        raise ValueError(f"x: got shape {tuple(size)}, wants (batch, channels, *spatial) or (batch, features)")
-    if split == 0:
-        want, meaning = (size[0], active_channels(size[1], flip)[1], *size[2:]), "the active half of x"
-    else:
-        want, meaning = size, "x's shape"
-        if len(size) not in (2, 4):
-            raise ValueError(f"x: got {len(size)} dimensions, wants 2 or 4 for a checkerboard split")
-    check.operand(shift, "shift", want, x, "x", meaning)
-    if log_scale is not None:
-        check.operand(log_scale, "log_scale", want, x, "x", meaning)
-    if scale_map == 1 and not clamp > 0:
-        raise ValueError(f"clamp: got {clamp}, wants a positive number")
-    return memory.empty_like(x), check.empty_statistics(x, size[0])
+    check_operands(x, "x", shift, log_scale, split, flip, scale_map, clamp)
+    return memory.empty_like(x), check.empty_statistics(x, x.shape[0])
 
 
 def reference(
@@ -103,7 +110,7 @@ def reference(
     return y.to(x.dtype), -log_det if inverse else log_det
 
 
-def _rows(value: Tensor | None) -> Tensor | None:
+def rows(value: Tensor | None) -> Tensor | None:
     """`value` itself if the elements of each value[i] lie in a row, as in a chunk of a larger tensor; else a copy."""
     if value is None or value.is_contiguous():
         return value
@@ -116,20 +123,22 @@ def _rows(value: Tensor | None) -> Tensor | None:
 
 
 def _native(outputs: tuple[Tensor, Tensor], x: Tensor, shift: Tensor, log_scale: Tensor | None, *options: Any) -> None:
-    native.C.coupling(_rows(x), _rows(shift), _rows(log_scale), *outputs, *options)
+    partials = counters = None
+    if log_scale is not None and not native.on_cpu(x):
+        row = shift[0].numel() if len(shift) else 0
+        if row > PIECE:
+            partials = x.new_empty(len(x) * -(-row // PIECE), dtype=torch.float64)
+            counters = memory.counters(x, len(x))
+    native.C.coupling(rows(x), rows(shift), rows(log_scale), *outputs, partials, counters, *options)
 
 
 def _backward(
     grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...], outputs: list[Tensor]
 ) -> list[Tensor]:
-    x, shift, log_scale, *options = args
-    value = outputs[0] if x is None else x
-    found = [memory.empty_like(v) if n else None for v, n in zip((value, shift, log_scale), needed)]
-    log_det = None if grads[1] is None else grads[1].contiguous()
-    native.C.coupling_backward(
-        _rows(grads[0]), log_det, _rows(value), _rows(shift), _rows(log_scale), *found, x is not None, *options
-    )
-    return [g for g in found if g is not None]
+    """By the op coupling_backward."""
+    from hexad_kernels.coupling_backward import gradients
+
+    return [grad for grad, need in zip(gradients(grads, args, outputs), needed) if need]
 
 
 def _recover(args: tuple[Any, ...], outputs: list[Tensor]) -> tuple[Any, ...]:
@@ -147,6 +156,7 @@ _op = Op(
     cuda=NATIVE_DTYPES,
     gradients=(0, 1, 2),
     backward=_backward,
+    backward_on=("cpu", "cuda", "cuda-emulated"),
     recover=_recover,
 )
 

@@ -26,6 +26,7 @@ LARGE = 32 << 20
 PAGE = 2 << 20
 KEEP = int(os.environ.get("HEXAD_KEEP_MB", "1024")) << 20
 
+_counters: dict[tuple[torch.device, int], Tensor] = {}
 _blocks: deque[mmap.mmap] = deque()
 _can = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS") and sys.implementation.name == "cpython"
 
@@ -88,3 +89,19 @@ def empty_like(value: Tensor) -> Tensor:
     _blocks.append(block)
     # Not a view of `whole`: to autograd an output is a tensor of its own.
     return torch.empty(0, dtype=value.dtype, device="cpu").set_(whole.untyped_storage()).resize_(value.shape)
+
+
+def counters(like: Tensor, count: int) -> Tensor:
+    """At least `count` int32 zeros on `like`'s device, for kernels that leave them zero: each stream has its own.
+
+    A graph that is being captured gets zeros of its own, made anew at each replay, since it may run beside the stream.
+    """
+    stream = 0
+    if like.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return like.new_zeros(count, dtype=torch.int32)
+        stream = torch.cuda.current_stream(like.device).cuda_stream
+    found = _counters.get((like.device, stream))
+    if found is None or len(found) < count:
+        found = _counters[like.device, stream] = like.new_zeros(max(count, 1024), dtype=torch.int32)
+    return found

@@ -63,6 +63,11 @@ if C is not None:
     C.plain_types(torch.Tensor, torch.nn.Parameter)
 
 
+def on_cpu(value: torch.Tensor) -> bool:
+    """Whether the CPU's kernels serve `value`, and not CUDA's, which the tests run on CPU tensors too."""
+    return value.is_cpu and not emulated
+
+
 def machine() -> dict[str, Any]:
     """What runs here: instruction set, threads, OpenMP runtime, CUDA, Triton; for `hexad doctor` and bug reports."""
     try:

@@ -138,22 +138,26 @@ hexad_attention_varlen(const hexad_tensor* q, const hexad_tensor* k, const hexad
  *   log_scale NULL: additive, log_det = 0.
  *   split 0 channel: the last C/2 channels are active (flip: the first C - C/2);
  *   split 1 checkerboard: active where (h + w) is odd (flip: even); x (B, C, H, W) or (B, D).
- *   scale_map 0: s = r; 1: s = clamp * tanh(r / clamp); 2: s = log(sigmoid(r + 2)). */
+ *   scale_map 0: s = r; 1: s = clamp * tanh(r / clamp); 2: s = log(sigmoid(r + 2)).
+ *   partials (B N) float64, counters (B) int32, 0 before and after: scratch for the sums of CUDA
+ *   rows with more than 4096 active elements, N = ceil(active / 4096); else unused, NULL. */
 HEXAD_API hexad_status hexad_coupling(const hexad_tensor* x, const hexad_tensor* shift,
                                       const hexad_tensor* log_scale, hexad_tensor* y,
-                                      hexad_tensor* log_det, int32_t inverse, int32_t split,
+                                      hexad_tensor* log_det, hexad_tensor* partials,
+                                      hexad_tensor* counters, int32_t inverse, int32_t split,
                                       int32_t flip, int32_t scale_map, float clamp,
                                       hexad_stream stream);
 
 /* coupling_backward: gradients of coupling's x, shift and log_scale, by the options of the call.
  *   grad_y like y, each batch row contiguous, grad_log_det (B) float32: of its outputs; NULL: 0.
  *   value: y, or with from_input x. grad_x, grad_shift, grad_scale: contiguous, like x, shift and
- *   log_scale; NULL where not wanted. log_scale NULL: additive. CPU only. */
+ *   log_scale; NULL where not wanted. log_scale NULL: additive. */
 HEXAD_API hexad_status hexad_coupling_backward(
     const hexad_tensor* grad_y, const hexad_tensor* grad_log_det, const hexad_tensor* value,
     const hexad_tensor* shift, const hexad_tensor* log_scale, hexad_tensor* grad_x,
     hexad_tensor* grad_shift, hexad_tensor* grad_scale, int32_t from_input, int32_t inverse,
     int32_t split, int32_t flip, int32_t scale_map, float clamp, hexad_stream stream);
+
 /* gated_pixelcnn: the logits of the pixels begin, begin + 1, ... of a gated PixelCNN in raster
  * order, each drawn or read before the next.
  *   image (B, H, W) int64: its pixels are levels, read if seeds is NULL; else drawn and written,
