@@ -44,7 +44,7 @@ def backend_name(request):
 
 def _chosen(item, op, small):
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    return "case" in params and (not op or params.get("name") == op) and (not small or params["case"].small)
+    return (not op or params.get("name") == op) and (not small or getattr(params.get("case"), "small", False))
 
 
 def pytest_collection_modifyitems(config, items):
