@@ -84,3 +84,38 @@ def test_a_captured_graph_replays_with_new_inputs(name, case, backend, call):
             graph.replay()
             torch.cuda.synchronize()
             assert same(wanted, found)
+
+
+def test_a_graph_of_one_step_replays_a_whole_loop_with_its_own_noise():
+    """The index is on the device and the graph moves it on; the noise is the CPU's, bit for bit."""
+    steps, shape = 10, (3, 4, 16, 16)
+    g = torch.Generator().manual_seed(0)
+    table = torch.zeros(steps, 4, 8)
+    table[:, 1, [0, 1, 7]] = torch.rand(steps, 3, generator=g)
+    seeds = torch.tensor([1, 2**62, -5])
+    start, output = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+    with hexad_kernels.backend("cuda"):
+        for index in range(steps):
+            noise = hexad_kernels.randn(seeds.cuda(), shape[1:], offset=index + 1)
+            with hexad_kernels.backend("cpu"):
+                assert torch.equal(noise.cpu(), hexad_kernels.randn(seeds, shape[1:], offset=index + 1))
+        x, index = start.cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
+        static = table.cuda(), output.cuda(), seeds.cuda()
+
+        def once():
+            x.copy_(hexad_kernels.step(static[0], index, x, static[1], seeds=static[2])[0])
+            index.add_(1)
+
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            once()
+        side.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            once()
+        x.copy_(start), index.zero_()
+        wanted = start.cuda()
+        for i in range(steps):
+            graph.replay()
+            wanted = hexad_kernels.step(static[0], i, wanted, static[1], seeds=static[2])[0]
+    assert torch.equal(x, wanted)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 WORD = 0xFFFFFFFF
 
@@ -94,6 +94,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=NATIVE_DTYPES,
 )
 
 
