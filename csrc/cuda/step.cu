@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(StepArgs a, bool packs) 
       Quad<float> quad;
 #pragma unroll
       for (int e = 0; e < kEach; ++e) quad.v[e] = sum[e];
-      *reinterpret_cast<Quad<float>*>(out) = quad;
+      store_whole(out, quad);
     } else {
       for (int e = 0; e < kEach; ++e)
         if (e < left) out[e] = sum[e];

@@ -118,3 +118,10 @@ inline unsigned atomicInc(unsigned* at, unsigned most) {
   *at = old >= most ? 0 : old + 1;
   return old;
 }
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline void __stwb(uint4* p, uint4 value) {
+  *p = value;
+}
