@@ -43,7 +43,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=find_packages("engine") + find_packages("kernels"),
     package_dir={"hexad": "engine/hexad", "hexad_kernels": "kernels/hexad_kernels"},
-    package_data={"hexad": ["checkpoints/*", "py.typed"], "hexad_kernels": ["py.typed"]},
+    package_data={"hexad": ["checkpoints/*", "py.typed"], "hexad_kernels": ["py.typed", "selection.json"]},
     ext_modules=[Extension("hexad_kernels._C", [])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

@@ -1,140 +1,137 @@
-"""One command for a machine with a GPU: builds, runs the op tests on the device, measures: python bench/gpu.py
+"""One command for a machine with a GPU and no network: builds, tests on the device, measures: python bench/gpu.py
 
-Writes out/bench/gpu.json and prints a table: each op's bench cases in bfloat16 and float32, per backend, with the
-ratio to torch eager and the fraction of the copy bandwidth measured in the same run. --dry-run does all but what needs
-the device: it builds, runs the emulated CUDA tests and prints the table's rows, marked as not measured.
+Prints the target table, each row with its figures, and writes out/bench/gpu.json and, where matplotlib is, gpu.png.
+The exit status is 0 if the tests passed and no row failed or was wrong; a target that was missed does not count.
+
+--quick     3 minutes instead of 10: small cases only, no torch.compile, the first rows of the table
+--tune      also times CUDA against Triton and rewrites this chip's part of kernels/hexad_kernels/selection.json
+--dry-run   what can be done without a GPU: small cases on the emulated and interpreted kernels, and every row at a
+            small size on the emulated ones; no time is measured
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "engine")]
-GPU_BACKENDS = ("cuda", "triton")
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+if TYPE_CHECKING:
+    from bench.gpu_tests import Ran
+
+MINUTES = {True: 3, False: 10}  # by --quick
 
 
-def run(*command: str) -> bool:
-    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode == 0
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="python bench/gpu.py [options]"
+    )
+    for flag, text in (
+        ("--quick", "3 minutes instead of 10"),
+        ("--tune", "rewrite this chip's part of the selection table"),
+        ("--dry-run", "what can be done without a GPU"),
+        ("--no-build", "take the library as it is"),
+        ("--no-tests", "only measure"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench", help="folder of the JSON and the plot")
+    return parser.parse_args(arguments)
 
 
-def device_seconds(call: Callable[[], Any], rounds: int = 30) -> float:
-    """Median of the device's own clock, after a warm-up."""
+def tested(dry: bool, quick: bool, seconds: float) -> list[Ran]:
+    """Everything that is a test, in its share of the time."""
+    from bench import gpu_tests as tests
+
+    until = time.monotonic() + seconds
+    workers = max(1, min(8, (os.cpu_count() or 2) // 2))
+    if dry:
+        return tests.op_tests(("cuda-emulated", "triton-interpreted"), seconds, small=True, workers=workers)
+    found = tests.op_tests(("cuda", "triton"), 0.75 * seconds, small=quick, workers=workers)
+    found.append(tests.device_tests(until - time.monotonic()))
+    sanitized = None if quick else tests.sanitized(until - time.monotonic())
+    return [*found, sanitized] if sanitized else found
+
+
+def measured(dry: bool, quick: bool, out: Path, until: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from bench import gpu_worker
+
+    lines = out / "rows.jsonl"
+    flags = [word for word, on in (("dry", dry), ("quick", quick)) if on]
+
+    def command(first: int, seconds: float) -> list[str]:
+        return [sys.executable, "-m", "bench.gpu_worker", str(lines), str(first), str(seconds), *flags]
+
+    out.mkdir(parents=True, exist_ok=True)
+    return gpu_worker.collect(command, lines, until=until)
+
+
+def tuned(until: float) -> dict[str, Any]:
+    from bench import gpu_tune
+    from bench.gpu_device import Device
+
+    device = Device()
+    table, late = gpu_tune.measure(device, until, time.monotonic)
+    gpu_tune.write(table, device.chip)
+    return {"table": table, "no_time_for": late}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = options(arguments)
+    dry, quick = asked.dry_run, asked.quick
+    end = time.monotonic() + 60 * MINUTES[quick]
     import torch
 
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(rounds):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3)
-    return median(times)
-
-
-def copy_bandwidth() -> float:
-    """GB/s of a 1 GiB device-to-device copy, bytes read plus bytes written."""
-    import torch
-
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / device_seconds(lambda: target.copy_(source)) / 1e9
-
-
-def has_kernel(name: str, backend: str) -> bool:
-    import hexad_kernels
-
-    if backend == "cuda":
-        return hexad_kernels.OPS[name].cuda
-    return (ROOT / "kernels/hexad_kernels/triton" / f"{name}.py").exists()
-
-
-def measured(name: str, case: Any, dtype: Any, backend: str, roof: float) -> dict[str, Any]:
-    """One row: accurate first, then timed beside torch eager."""
-    import torch
-    from tests import promises
-    from tests.cases import Work, build
-
-    import hexad_kernels
-    from bench.eager import eager
-
-    call = build(case, dtype)
-    with torch.no_grad(), hexad_kernels.backend(backend):
-        promises.accurate(name, call, call.map(lambda t: t.double() if t.is_floating_point() else t))
-        mine = device_seconds(lambda: getattr(hexad_kernels, name)(*call.args, **call.kwargs))
-    with torch.no_grad():
-        plain = eager(name, call.args, call.kwargs)
-        theirs = device_seconds(plain) if plain else None
-    moved = (case.work or Work(0, 0)).bytes * dtype.itemsize / 4
-    return {
-        "seconds": mine,
-        "roof_fraction": moved / mine / 1e9 / roof,
-        "copy_gbs": roof,
-        "vs_eager": theirs and theirs / mine,
-    }
-
-
-def table(dry: bool) -> list[dict[str, Any]]:
-    from tests.cases import cases
-
-    roof = 0.0 if dry else copy_bandwidth()
-    rows = []
-    for name, found in cases().items():
-        for case in (c for c in found if c.bench or c.bench_only):
-            for dtype in case.dtypes:
-                for backend in (b for b in GPU_BACKENDS if has_kernel(name, b)):
-                    row = {
-                        "op": name,
-                        "case": case.name,
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "backend": backend,
-                    }
-                    rows.append(row if dry else row | measured(name, case, dtype, backend, roof))
-    return rows
-
-
-def line(row: dict[str, Any]) -> str:
-    head = f"{row['op']:12} {row['case']:24} {row['dtype']:9} {row['backend']:7}"
-    if "seconds" not in row:
-        return f"{head} not measured"
-    ratio = f"{row['vs_eager']:6.2f} x eager" if row["vs_eager"] else "no eager form"
-    return f"{head} {row['seconds'] * 1e6:10.1f} us {100 * row['roof_fraction']:4.0f} % of copy {ratio}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--dry-run", action="store_true", help="everything but what needs the device")
-    dry = parser.parse_args().dry_run
-    import torch
+    from bench import gpu_tests
 
     if not dry and not torch.cuda.is_available():
         print("gpu.py: torch sees no CUDA device; --dry-run does what can be done without one", file=sys.stderr)
         return 2
-    if not run("setup.py", "--quiet", "build_ext", "--inplace"):
-        return 1
-    passed = True
-    for backend in ["cuda-emulated"] if dry else GPU_BACKENDS:
-        passed &= run("-m", "pytest", "tests/test_promises.py", "--backend", backend)
-    os.environ["HEXAD_TEST_DEVICE"] = "cpu" if dry else "cuda"
-    rows = table(dry)
-    out = ROOT / "out" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.json").write_text(json.dumps({"dry_run": dry, "tests_passed": passed, "rows": rows}, indent=2))
-    for row in rows:
-        print(line(row))
-    print(f"tests {'passed' if passed else 'FAILED'}; wrote {out / 'gpu.json'}")
-    return 0 if passed else 1
+    report: dict[str, Any] = {"dry_run": dry, "quick": quick, "build": [], "tests": [], "rows": []}
+    ran: list[Ran] = []
+    if not asked.no_build:
+        chip = None if dry else gpu_tests.architecture(torch.cuda.get_device_capability())
+        ran += gpu_tests.build(chip, 0.6 * (end - time.monotonic()))
+        report["build"] = [r.as_dict() for r in ran]
+        if not ran[-1].passed:
+            print(f"{ran[-1].name}: {ran[-1].summary}\n{ran[-1].output}", file=sys.stderr)
+            return 1
+    if dry:
+        from tests.cuda_emulator import build
+
+        os.environ["HEXAD_CUDA_EMULATED"] = str(build("_C"))
+    else:
+        os.environ["HEXAD_TEST_DEVICE"] = "cuda"
+    if not asked.no_tests:
+        tests = tested(dry, quick, 0.45 * (end - time.monotonic()))
+        ran += tests
+        report["tests"] = [r.as_dict() for r in tests]
+        for r in tests:
+            print(f"{r.name:32} {'passed' if r.passed else 'FAILED'} in {r.seconds:5.1f} s: {r.summary}", flush=True)
+            if not r.passed:
+                print(r.output)
+
+    from bench import gpu_report
+
+    head, report["rows"] = measured(dry, quick, asked.out, end)
+    report |= {"machine": head["machine"], "ceilings": head["ceilings"]}
+    if asked.tune and not dry:
+        report["tuned"] = tuned(end + 120)
+    print(f"\n{head['machine']['device']}: " + ", ".join(f"{k} {v}" for k, v in report["ceilings"].items()))
+    for row in report["rows"]:
+        print(gpu_report.line(row))
+    good = all(r.passed for r in ran) and gpu_report.passed(report["rows"])
+    report["passed"] = good
+    files = gpu_report.write(asked.out, report)
+    if dry:
+        print("no speed was measured: this was a dry run")
+    print(f"{'passed' if good else 'FAILED'}; wrote {', '.join(map(str, files))}")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@ import dataclasses
 import os
 
 import pytest
-from hypothesis import settings
+
+try:
+    from hypothesis import settings
+except ImportError:  # a bare machine with a GPU, which runs the op tests only
+    settings = None
 
 # CI must not fail by the luck of the draw; at a desk new examples are welcome.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+if settings is not None:
+    settings.register_profile("ci", derandomize=True)
+    if os.environ.get("CI"):
+        settings.load_profile("ci")
 
 
 def pytest_addoption(parser):
@@ -16,6 +21,8 @@ def pytest_addoption(parser):
         default="cpu",
         help="the backend that the op tests run: cpu, cuda, triton, triton-interpreted, cuda-emulated",
     )
+    parser.addoption("--op", help="run only the tests of this op's cases")
+    parser.addoption("--small", action="store_true", help="run only the cases that are marked small")
 
 
 def pytest_configure(config):
@@ -64,8 +71,18 @@ def backend_name(request):
     return request.config.getoption("--backend")
 
 
+def _chosen(item, op, small):
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return (not op or params.get("name") == op) and (not small or getattr(params.get("case"), "small", False))
+
+
 def pytest_collection_modifyitems(config, items):
-    """A process that interprets or emulates runs only the tests made for it."""
+    """A process that interprets or emulates runs only the tests made for it; --op and --small choose among those."""
+    op, small = config.getoption("--op"), config.getoption("--small")
+    if op or small:
+        chosen = [item for item in items if _chosen(item, op, small)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     if config.getoption("--backend") == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return
     keep = [item for item in items if "backend_name" in getattr(item, "fixturenames", ())]

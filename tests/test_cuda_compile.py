@@ -1,8 +1,16 @@
-"""What nvcc made of the CUDA kernels, read from the library: each op is there for each chip, and nothing spills."""
+"""What nvcc made of each CUDA source, for each chip: its kernels keep their budget, nothing spills, and the instruction
+that the design rests on is there.
 
+Budgets stand beside the sources, csrc/cuda/<file>.budget.json: per chip the most registers and bytes of static shared
+memory of any kernel of the file, "dynamic" the most that a launch asks for, and "instruction", one for both chips or
+per chip. The objects are those of the build; with --op NAME and a build without CUDA, nvcc compiles NAME.cu here.
+"""
+
+import json
 import re
 import shutil
 import subprocess
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,10 +19,17 @@ import pytest
 from hexad_kernels import native
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURES = ("sm_80", "sm_90a")
-OPS = re.findall(r"OP\((\w+),", (ROOT / "csrc/cuda/ops.def").read_text())
-REGISTERS = 168  # 3 blocks of 128 threads on an SM
-STATIC_SHARED = 48 << 10
+SOURCES = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("*.cu"))
+OBJECTS = ROOT / "build/native/CMakeFiles/hexad.dir/csrc/cuda"
+SHARED_OF_CHIP = {"sm_80": 163 << 10, "sm_90a": 227 << 10}  # what a block may have
+# For a source that has no budget yet: three blocks of 128 threads on an SM.
+USUAL = {chip: {"registers": 168, "shared": 48 << 10} for chip in SHARED_OF_CHIP}
+SPEC = re.compile(r"(REG|STACK|SHARED|LOCAL):(\d+)")
+
+
+def budget(name):
+    path = ROOT / f"csrc/cuda/{name}.budget.json"
+    return json.loads(path.read_text()) if path.exists() else USUAL
 
 
 def cuobjdump():
@@ -24,32 +39,95 @@ def cuobjdump():
     return str(wheel) if wheel and wheel.exists() else shutil.which("cuobjdump")
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    """(architecture, kernel) -> its registers, stack, shared and local memory."""
-    if native.C is None or native.C.cuda_missing():
-        pytest.skip("this build has no CUDA kernels")
+@pytest.fixture
+def binary(name, arch, request, tmp_path_factory):
+    """A file with the machine code of a source for a chip."""
     if not cuobjdump():
         pytest.skip("no cuobjdump")
-    library = Path(native.C.__file__).parent / "lib" / "libhexad.so"
-    text = subprocess.run([cuobjdump(), "-res-usage", library], check=True, capture_output=True, text=True).stdout
-    found, arch = {}, ""
-    for line in text.splitlines():
-        if match := re.search(r"arch = (\w+)", line):
-            arch = match[1]
-        elif match := re.search(r"Function (.+):$", line):
-            function = match[1]
-        elif "REG:" in line:
-            found[arch, function] = {key: int(n) for key, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
+    if native.C is not None and not native.C.cuda_missing() and (OBJECTS / f"{name}.cu.o").exists():
+        return OBJECTS / f"{name}.cu.o"
+    if request.config.getoption("--op") != name or not shutil.which("nvcc"):
+        pytest.skip("this build has no CUDA kernels")
+    return compiled(name, arch, tmp_path_factory.getbasetemp())
+
+
+@cache
+def compiled(name, arch, folder):
+    made = folder / f"{name}.{arch}.cubin"
+    flags = ["-std=c++17", "-O3", f"-arch={arch}", "-cubin", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
+    subprocess.run(["nvcc", *flags, ROOT / f"csrc/cuda/{name}.cu", "-o", made], check=True)
+    return made
+
+
+@cache
+def dumped(path, option):
+    """arch -> cuobjdump's text about it."""
+    text = subprocess.run([cuobjdump(), option, path], check=True, capture_output=True, text=True).stdout
+    found = {}
+    for part in re.split(r"^(?=arch = )", text, flags=re.M)[1:]:
+        arch = part.split("\n", 1)[0].removeprefix("arch = ").strip()
+        found[arch] = found.get(arch, "") + part
+    if not found:  # a cubin is of one chip and does not say which
+        found[path.suffixes[-2].lstrip(".")] = text
     return found
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("op", OPS)
-def test_keeps_its_budget(kernels, op, arch):
-    own = {name: used for (chip, name), used in kernels.items() if chip == arch and f"{op}_kernel" in name}
-    assert own, f"no {op} kernel for {arch}"
-    for name, used in own.items():
-        print(f"{arch} {name}: {used}")
-        assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills: {used}"
-        assert used["REG"] <= REGISTERS and used["SHARED"] <= STATIC_SHARED, f"{name}: {used}"
+def kernels(text):
+    """kernel -> its registers, stack, shared and local memory."""
+    pairs = re.findall(r"Function (\S+):\s*\n([^\n]*REG:[^\n]*)", text)
+    return {name: {key: int(n) for key, n in SPEC.findall(line)} for name, line in pairs}
+
+
+def over_budget(found, allowed, chip):
+    """What a kernel uses beyond its budget, in words."""
+    said = []
+    for name, used in found.items():
+        if used["STACK"] or used["LOCAL"]:
+            said.append(f"{name} spills: {used}")
+        if used["REG"] > allowed["registers"] or used["SHARED"] > allowed["shared"]:
+            said.append(f"{name} uses {used}, its budget is {allowed}")
+    if allowed["shared"] + allowed.get("dynamic", 0) > SHARED_OF_CHIP[chip]:
+        said.append(f"the budget's shared memory is more than {chip} has")
+    return said
+
+
+@pytest.mark.parametrize("arch", SHARED_OF_CHIP)
+@pytest.mark.parametrize("name", SOURCES)
+def test_keeps_its_budget(name, arch, binary):
+    allowed = budget(name).get(arch)
+    if allowed is None:
+        pytest.skip(f"{name} has no kernels for {arch}")
+    found = kernels(dumped(binary, "-res-usage").get(arch, ""))
+    assert found, f"no kernel of {name}.cu for {arch}"
+    print(f"{arch} {name}: {max(used['REG'] for used in found.values())} registers at most")
+    assert not over_budget(found, allowed, arch)
+
+
+@pytest.mark.parametrize("arch", SHARED_OF_CHIP)
+@pytest.mark.parametrize("name", SOURCES)
+def test_has_its_instruction(name, arch, binary):
+    wanted = budget(name).get("instruction")
+    wanted = wanted.get(arch) if isinstance(wanted, dict) else wanted
+    if wanted is None or arch not in budget(name):
+        pytest.skip("no instruction is asked for")
+    assert wanted in dumped(binary, "-sass").get(arch, ""), f"{name}.cu: no {wanted} for {arch}"
+
+
+def test_budgets_belong_to_sources():
+    for path in (ROOT / "csrc/cuda").glob("*.budget.json"):
+        name = path.name.removesuffix(".budget.json")
+        assert name in SOURCES, f"{path.name}: there is no {name}.cu"
+        assert set(budget(name)) <= {*SHARED_OF_CHIP, "instruction"}
+        for arch in set(budget(name)) - {"instruction"}:
+            assert {"registers", "shared"} <= set(budget(name)[arch]) <= {"registers", "shared", "dynamic"}
+
+
+@pytest.mark.parametrize(
+    "worse", [{"REG": 65}, {"SHARED": 1025}, {"STACK": 8}, {"LOCAL": 16}, {}], ids=lambda w: "".join(w) or "none"
+)
+def test_a_regression_is_seen(worse):
+    text = "Fatbin\narch = sm_90a\n Function kernel:\n  REG:64 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:640 TEXTURE:0\n"
+    for key, value in worse.items():
+        text = re.sub(rf"{key}:\d+", f"{key}:{value}", text)
+    assert bool(over_budget(kernels(text), {"registers": 64, "shared": 1024}, "sm_90a")) == bool(worse)
+    assert over_budget({}, {"registers": 64, "shared": 1024, "dynamic": 240 << 10}, "sm_90a")

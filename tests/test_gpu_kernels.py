@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hexad_kernels
-from hexad_kernels import attention, decode, step
+from hexad_kernels import attention, decode, randn, step
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
@@ -89,3 +89,26 @@ def test_step_keeps_nan_through_the_clip():
     table[0, 0, 0], table[0, 0, 2], table[0, 1, 2] = 1.0, 1.0, 1.0
     (out,) = step(table, 0, x, torch.zeros(4))
     assert torch.equal(out.nan_to_num(9.0), torch.tensor([-1.0, 9.0, 0.25, 1.0]))
+
+
+def test_noise_made_in_a_step_is_that_of_randn(backend_name):
+    """For rows that begin on a block of four normals and for rows that don't, whatever the index comes in."""
+    if not backend_name.startswith("cuda"):
+        pytest.skip("its kernel takes a noise tensor")
+    table = torch.zeros(4, 4, 8)
+    table[:, 1, 0], table[:, 1, 7] = 0.5, torch.arange(4) / 3
+    seeds = torch.tensor([3, -(2**63), 2**62 + 5])
+    for shape in ((3, 4, 4), (3, 5, 7), (3, 1)):
+        x = draw(*shape, dtype=torch.float32)
+        for index in range(4):
+            plain = step(table, index, x, x, noise=randn(seeds, shape[1:], offset=index + 1))
+            assert same(plain, step(table, index, x, x, seeds=seeds))
+            assert same(plain, step(table, torch.tensor(index, dtype=torch.int32), x, x, seeds=seeds))
+
+
+def test_an_index_beyond_the_table_reads_nothing_beyond_it():
+    table = draw(3, 4, 8, dtype=torch.float32)
+    table[:, 1:, 3:] = 0
+    x = draw(2, 5, dtype=torch.float32)
+    for index, nearest in ((-7, 0), (3, 2), (2**40, 2)):
+        assert same(step(table, torch.tensor([index]), x, x), step(table, nearest, x, x))

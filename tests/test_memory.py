@@ -84,3 +84,11 @@ def test_it_can_be_shared_with_other_processes():
     out = large().fill_(2)
     assert out.share_memory_().is_shared()
     assert (out == 2).all()
+
+
+def test_counters_are_zero_and_kept():
+    first = memory.counters(torch.zeros(1), 10)
+    assert first.dtype == torch.int32 and len(first) >= 10 and not first.any()
+    assert memory.counters(torch.zeros(1), len(first)) is first
+    more = memory.counters(torch.zeros(1), len(first) + 1)
+    assert len(more) > len(first) and not more.any()

@@ -81,7 +81,7 @@ def test_batch_invariance_check_sees_a_broken_promise(name, case):
     call = build(case, torch.float32)
 
     def rows(given):
-        return len(next(a for a in given.args if a is not None))
+        return [len(a) for a in given.args if isinstance(a, torch.Tensor)]
 
     def broken(given):
         out = promises.invoke(name, given)

@@ -211,3 +211,36 @@ def test_bad_input(change, error, text):
     with pytest.raises(error) as caught:
         step(**arguments | change)
     assert text in str(caught.value)
+
+
+def test_an_index_in_a_tensor_and_seeds_in_place_of_noise():
+    table = torch.zeros(3, 4, 8)
+    table[:, 1, 0], table[:, 1, 7] = 1.0, torch.tensor([0.0, 0.5, 2.0])
+    x, seeds = torch.randn(2, 3, 5), torch.tensor([7, -9])
+    for index in range(3):
+        noise = hexad_kernels.randn(seeds, (3, 5), offset=index + 1)
+        (wanted,) = step(table, index, x, x, noise=noise)
+        for place in (index, torch.tensor(index), torch.tensor([index], dtype=torch.int32)):
+            for backend in ("cpu", "reference"):
+                with hexad_kernels.backend(backend):
+                    torch.testing.assert_close(step(table, place, x, x, seeds=seeds)[0], wanted, rtol=1e-6, atol=1e-6)
+        assert torch.equal(step(table, torch.tensor(index), x, x, seeds=seeds)[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"index": torch.tensor(3)}, ValueError, "index: got 3, wants 0 to 2"),
+        ({"index": torch.tensor([0, 1])}, ValueError, "index: got shape (2,), wants one number"),
+        ({"index": torch.tensor(0.0)}, TypeError, "index: got float32"),
+        ({"seeds": torch.zeros(3, dtype=torch.int64)}, ValueError, "seeds: got shape (3,), wants (2)"),
+        ({"seeds": torch.zeros(2, dtype=torch.int32)}, TypeError, "seeds: got int32"),
+        ({"seeds": torch.zeros(2, dtype=torch.int64), "noise": torch.zeros(2, 4)}, ValueError, "both seeds and noise"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_bad_index_and_seeds(change, error, text):
+    given = {"table": torch.zeros(3, 4, 8), "index": 0, "x": torch.zeros(2, 4), "model_output": torch.zeros(2, 4)}
+    with pytest.raises(error) as caught:
+        step(**(given | change))
+    assert text in str(caught.value)

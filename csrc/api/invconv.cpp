@@ -2,11 +2,13 @@
 
 #include "check.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
 extern "C" hexad_status hexad_invconv(const hexad_tensor* x, const hexad_tensor* weight,
-                                      const hexad_tensor* bias, hexad_tensor* y, hexad_stream) {
+                                      const hexad_tensor* bias, hexad_tensor* y,
+                                      hexad_stream stream) {
   return guarded([&] {
     require_tensor(x, "x", 2);
     require_rank(weight, "weight", 2);
@@ -31,10 +33,16 @@ extern "C" hexad_status hexad_invconv(const hexad_tensor* x, const hexad_tensor*
       require_contiguous(*bias, "bias");
       require_device(*bias, "bias", *x);
     }
-    require_cpu(*x, "invconv");
     if (numel(*x) == 0) return;
-    cpu().invconv({data<void>(*x), data<float>(*weight), bias ? data<float>(*bias) : nullptr,
-                   data<void>(*y), dtype == DType::bf16, x->shape[0], channels,
-                   numel(*x) / (x->shape[0] * channels)});
+    const InvconvArgs args{data<void>(*x),
+                           data<float>(*weight),
+                           bias ? data<float>(*bias) : nullptr,
+                           data<void>(*y),
+                           dtype == DType::bf16,
+                           x->shape[0],
+                           channels,
+                           numel(*x) / (x->shape[0] * channels)};
+    if (on_cuda(*x)) return cuda::invconv(args, stream);
+    cpu().invconv(args);
   });
 }

@@ -2,6 +2,7 @@
 
 #include "api/rows.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -9,7 +10,7 @@ extern "C" hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* we
                                    const hexad_tensor* bias, const hexad_tensor* scale,
                                    const hexad_tensor* shift, hexad_tensor* y, int32_t kind,
                                    double eps, int64_t num_groups, int32_t activation,
-                                   hexad_stream) {
+                                   hexad_stream stream) {
   return guarded([&] {
     HEXAD_REQUIRE(kind >= 0 && kind <= 2, "kind: is %d, wants 0, 1 or 2", kind);
     HEXAD_REQUIRE(activation == 0 || activation == 1, "activation: is %d, wants 0 or 1",
@@ -50,12 +51,28 @@ extern "C" hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* we
       require_size(*t, names[i], matrix ? 1 : 0, features);
       if (matrix) require_size(*t, names[i], 0, batch);
     }
-    require_cpu(*x, "norm");
     if (numel(*x) == 0) return;
     const auto start = [](const hexad_tensor* t) { return t ? data<void>(*t) : nullptr; };
-    cpu().norm({data<void>(*x), start(weight), start(bias), start(scale), start(shift),
-                data<void>(*y), dtype == DType::bf16, kind == 1, activation == 1, in.count, in.size,
-                in.stride, out.stride, spatial, features, in.count / batch,
-                scale ? stride(*scale, 0) : 0, shift ? stride(*shift, 0) : 0, eps});
+    const NormArgs args{data<void>(*x),
+                        start(weight),
+                        start(bias),
+                        start(scale),
+                        start(shift),
+                        data<void>(*y),
+                        dtype == DType::bf16,
+                        kind == 1,
+                        activation == 1,
+                        in.count,
+                        in.size,
+                        in.stride,
+                        out.stride,
+                        spatial,
+                        features,
+                        in.count / batch,
+                        scale ? stride(*scale, 0) : 0,
+                        shift ? stride(*shift, 0) : 0,
+                        eps};
+    if (on_cuda(*x)) return cuda::norm(args, stream);
+    cpu().norm(args);
   });
 }

@@ -2,11 +2,12 @@
 
 #include "check.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
 extern "C" hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out, int64_t offset,
-                                    hexad_stream) {
+                                    hexad_stream stream) {
   return guarded([&] {
     require_rank(seeds, "seeds", 1);
     require_tensor(out, "out", 1);
@@ -17,9 +18,11 @@ extern "C" hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out
     require_size(*out, "out", 0, seeds->shape[0]);
     require_device(*out, "out", *seeds);
     HEXAD_REQUIRE(offset >= 0, "offset: is %lld, wants at least 0", (long long)offset);
-    require_cpu(*seeds, "randn");
     const int64_t batch = seeds->shape[0];
     if (numel(*out) == 0) return;
-    cpu().randn({data<int64_t>(*seeds), data<float>(*out), batch, numel(*out) / batch, offset});
+    const RandnArgs args{data<int64_t>(*seeds), data<float>(*out), batch, numel(*out) / batch,
+                         offset};
+    if (on_cuda(*seeds)) return cuda::randn(args, stream);
+    cpu().randn(args);
   });
 }

@@ -11,8 +11,9 @@ extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor
                                    const hexad_tensor* h1, const hexad_tensor* h2,
                                    const hexad_tensor* h3, const hexad_tensor* last,
                                    const hexad_tensor* noise, hexad_tensor* out0,
-                                   hexad_tensor* out1, hexad_tensor* out2, int64_t index,
-                                   hexad_stream stream) {
+                                   hexad_tensor* out1, hexad_tensor* out2,
+                                   const hexad_tensor* seeds, const hexad_tensor* place,
+                                   int64_t index, hexad_stream stream) {
   return guarded([&] {
     require_rank(table, "table", 3);
     require_dtype(*table, "table", DType::f32);
@@ -40,20 +41,47 @@ extern "C" hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor
       require_device(*tensors[i], names[i], *table);
     }
     auto optional = [](const hexad_tensor* t) { return t ? data<float>(*t) : nullptr; };
-    const StepArgs args{data<float>(*table) + index * 32,
-                        data<float>(*x),
-                        data<void>(*model_output),
-                        uncond ? data<void>(*uncond) : nullptr,
-                        {optional(h1), optional(h2), optional(h3)},
-                        optional(last),
-                        optional(noise),
-                        {optional(out0), optional(out1), optional(out2)},
-                        out2   ? 3
-                        : out1 ? 2
-                               : 1,
-                        dtype == DType::bf16,
-                        numel(*x)};
-    if (on_cuda(*table)) return cuda::step(args, stream);
+    StepArgs args{data<float>(*table) + index * 32,
+                  data<float>(*x),
+                  data<void>(*model_output),
+                  uncond ? data<void>(*uncond) : nullptr,
+                  {optional(h1), optional(h2), optional(h3)},
+                  optional(last),
+                  optional(noise),
+                  {optional(out0), optional(out1), optional(out2)},
+                  out2   ? 3
+                  : out1 ? 2
+                         : 1,
+                  dtype == DType::bf16,
+                  numel(*x)};
+    if (on_cuda(*table)) {
+      if (seeds) {
+        HEXAD_REQUIRE(!noise, "seeds: there is a noise tensor too");
+        require_tensor(x, "x", 1);
+        require_rank(seeds, "seeds", 1);
+        require_size(*seeds, "seeds", 0, x->shape[0]);
+        require_dtype(*seeds, "seeds", DType::i64);
+        require_contiguous(*seeds, "seeds");
+        require_device(*seeds, "seeds", *table);
+        args.seeds = data<int64_t>(*seeds);
+        args.row_size = x->shape[0] ? args.size / x->shape[0] : 1;
+      }
+      if (place) {
+        require_tensor(place, "index");
+        HEXAD_REQUIRE(numel(*place) == 1, "index: has %lld elements, wants 1",
+                      (long long)numel(*place));
+        require_device(*place, "index", *table);
+        args.place64 = dtype_of(*place) == DType::i64;
+        if (!args.place64) require_dtype(*place, "index", DType::i32);
+        args.place = data<void>(*place);
+        args.table = data<float>(*table);
+        args.steps = table->shape[0];
+      }
+      args.index = index;
+      return cuda::step(args, stream);
+    }
+    HEXAD_REQUIRE(!seeds && !place, "%s: for CUDA kernels, wants %s here",
+                  seeds ? "seeds" : "index", seeds ? "noise" : "a number");
     // Columns of C that the optional inputs 3 to 7 of `tensors` stand in.
     for (int i = 3; i < 8; ++i)
       for (int k = 0; k < args.outputs && !tensors[i]; ++k)

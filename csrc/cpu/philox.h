@@ -32,6 +32,15 @@ HEXAD_ANYWHERE void philox(uint32_t (&c)[4][N], uint64_t key) {
   }
 }
 
+// a b + c, rounded twice everywhere: nvcc would make one fma of it.
+HEXAD_ANYWHERE double times_plus(double a, double b, double c) {
+#ifdef __CUDA_ARCH__
+  return __dadd_rn(__dmul_rn(a, b), c);
+#else
+  return a * b + c;
+#endif
+}
+
 // u in (0, 1) with 52 bits, for draws from a distribution.
 HEXAD_ANYWHERE double uniform52(uint32_t w0, uint32_t w1) {
   return (double(uint64_t(w0) << 20 | w1 >> 12) + 0.5) * (1.0 / 4503599627370496.0);
@@ -57,15 +66,15 @@ HEXAD_ANYWHERE double minus_two_log(uint32_t w) {
   exponent -= 4503599627370496.0 + 1023.0;
   const double s = (m - 1.0) / (m + 1.0), z = s * s;
   double p = 1.0 / 17;
-  p = p * z + 1.0 / 15;
-  p = p * z + 1.0 / 13;
-  p = p * z + 1.0 / 11;
-  p = p * z + 1.0 / 9;
-  p = p * z + 1.0 / 7;
-  p = p * z + 1.0 / 5;
-  p = p * z + 1.0 / 3;
-  p = p * z + 1.0;
-  return -2.0 * (exponent * 0.69314718055994530942 + 2.0 * s * p);
+  p = times_plus(p, z, 1.0 / 15);
+  p = times_plus(p, z, 1.0 / 13);
+  p = times_plus(p, z, 1.0 / 11);
+  p = times_plus(p, z, 1.0 / 9);
+  p = times_plus(p, z, 1.0 / 7);
+  p = times_plus(p, z, 1.0 / 5);
+  p = times_plus(p, z, 1.0 / 3);
+  p = times_plus(p, z, 1.0);
+  return -2.0 * times_plus(exponent, 0.69314718055994530942, 2.0 * s * p);
 }
 
 // sin and cos of 2 pi (w + 1/2) 2^-32. The quadrant nearest comes off the integer, exactly; on the
@@ -76,21 +85,21 @@ HEXAD_ANYWHERE void sin_cos(uint32_t w, double& sine, double& cosine) {
                    (6.28318530717958647693 / 4294967296.0);
   const double z = x * x;
   double s = -1.0 / 1307674368000;
-  s = s * z + 1.0 / 6227020800;
-  s = s * z - 1.0 / 39916800;
-  s = s * z + 1.0 / 362880;
-  s = s * z - 1.0 / 5040;
-  s = s * z + 1.0 / 120;
-  s = s * z - 1.0 / 6;
-  s = s * z * x + x;
+  s = times_plus(s, z, 1.0 / 6227020800);
+  s = times_plus(s, z, -1.0 / 39916800);
+  s = times_plus(s, z, 1.0 / 362880);
+  s = times_plus(s, z, -1.0 / 5040);
+  s = times_plus(s, z, 1.0 / 120);
+  s = times_plus(s, z, -1.0 / 6);
+  s = times_plus(s * z, x, x);
   double c = -1.0 / 87178291200;
-  c = c * z + 1.0 / 479001600;
-  c = c * z - 1.0 / 3628800;
-  c = c * z + 1.0 / 40320;
-  c = c * z - 1.0 / 720;
-  c = c * z + 1.0 / 24;
-  c = c * z - 1.0 / 2;
-  c = c * z + 1.0;
+  c = times_plus(c, z, 1.0 / 479001600);
+  c = times_plus(c, z, -1.0 / 3628800);
+  c = times_plus(c, z, 1.0 / 40320);
+  c = times_plus(c, z, -1.0 / 720);
+  c = times_plus(c, z, 1.0 / 24);
+  c = times_plus(c, z, -1.0 / 2);
+  c = times_plus(c, z, 1.0);
   const bool swap = turned & 0x40000000u, sine_down = turned & 0x80000000u,
              cosine_down = (turned ^ turned << 1) & 0x80000000u;
   const double first = swap ? c : s, second = swap ? s : c;
@@ -105,6 +114,15 @@ HEXAD_ANYWHERE void box_muller(uint32_t radius, uint32_t angle, float& z0, float
   sin_cos(angle, sine, cosine);
   z0 = float(r * cosine);
   z1 = float(r * sine);
+}
+
+// Block `block` of a row's normals: its elements 4 block to 4 block + 3.
+HEXAD_ANYWHERE void normal_block(uint64_t seed, uint64_t offset, uint64_t block, float (&z)[4]) {
+  uint32_t c[4][1] = {
+      {uint32_t(block)}, {uint32_t(block >> 32)}, {uint32_t(offset)}, {uint32_t(offset >> 32)}};
+  philox(c, seed);
+  box_muller(c[0][0], c[1][0], z[0], z[1]);
+  box_muller(c[2][0], c[3][0], z[2], z[3]);
 }
 
 }  // namespace

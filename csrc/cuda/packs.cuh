@@ -13,6 +13,15 @@ struct alignas(16) Pack {
   T v[kSize];
 };
 
+// One store of 16 bytes: of an assignment nvcc may make four.
+template <class V>
+__device__ inline void store_whole(void* p, const V& values) {
+  static_assert(sizeof(V) == 16, "");
+  uint4 raw;
+  memcpy(&raw, &values, sizeof raw);
+  __stwb(static_cast<uint4*>(p), raw);
+}
+
 // The first `count` elements at p, at most a pack; `aligned`: p is a multiple of 16 bytes.
 template <class T>
 __device__ inline Pack<T> load_pack(const T* p, int64_t count, bool aligned) {
@@ -26,7 +35,7 @@ __device__ inline Pack<T> load_pack(const T* p, int64_t count, bool aligned) {
 template <class T>
 __device__ inline void store_pack(T* p, const Pack<T>& values, int64_t count, bool aligned) {
   if (aligned && count >= Pack<T>::kSize) {
-    *reinterpret_cast<Pack<T>*>(p) = values;
+    store_whole(p, values);
     return;
   }
 #pragma unroll

@@ -16,6 +16,17 @@ struct StepArgs {
   int outputs;  // 1 to 3
   bool bf16;
   int64_t size;
+  // Noise made in the kernel, in place of `noise`: element e of row b is that of
+  // randn(seeds[b], offset = index + 1). null: none.
+  const int64_t* seeds;
+  int64_t row_size;  // elements that a seed serves
+  int64_t index;
+  // The index on the device (CUDA only): int32 or int64, null where `row` and `index` hold. An
+  // index outside the table counts as the row nearest to it.
+  const float* table;
+  const void* place;
+  bool place64;
+  int64_t steps;
 };
 
 }  // namespace hexad

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, memory, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 MOST_CHANNELS = 1024
 
@@ -56,8 +56,10 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=NATIVE_DTYPES,
     gradients=(0, 1, 2),
     refuses=_refuses,
+    cuda_refuses=_refuses,
     batch=lambda *_: {0: 2},
     cast="widest",
     cast_at=(0, 1, 2),

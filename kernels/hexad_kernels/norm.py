@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hexad_kernels import check, memory, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 KINDS = {"layer": 0, "rms": 1, "group": 2}
 ACTIVATIONS: dict[Any, int] = {None: 0, "silu": 1}
@@ -128,6 +128,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=NATIVE_DTYPES,
     gradients=(0, 1, 2, 6, 7),
     batch=lambda *_: {0: 2, 6: 2, 7: 2},
     cast="widest",

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from hexad_kernels import arrays, check, transforms
+from hexad_kernels import arrays, check, selection, transforms
 from hexad_kernels import native as native_module
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
@@ -71,9 +71,9 @@ def _device(args: tuple[Any, ...]) -> str:
     return next((a.device.type for a in _tensors(args)), "cpu")
 
 
-def _preferred(kind: str) -> tuple[str, ...]:
-    """The backends for a device type, the first to ask first."""
-    return ("cpu",) if kind == "cpu" else ("cuda", "triton")
+def _preferred(name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
+    """The backends for a call, the first to ask first."""
+    return ("cpu",) if _device(args) == "cpu" else selection.order(name, args)
 
 
 class BackendError(RuntimeError):
@@ -293,7 +293,7 @@ class Op:
             return forced
         refusals: dict[str, str] = {}
         chosen = "reference"
-        for name in _preferred(kind):
+        for name in _preferred(self.name, args):
             reason = self.refusal(name, args)
             if reason is None:
                 chosen = name
@@ -443,7 +443,7 @@ class Op:
 
     def _serves_backward(self, args: tuple[Any, ...]) -> bool:
         forced = _forced.get()
-        names = _preferred(_device(args)) if forced is None else (forced,)
+        names = _preferred(self.name, args) if forced is None else (forced,)
         return any(name in self.backward_on and self.refusal(name, args) is None for name in names)
 
     def _reference_backward(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import arrays, check, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 WORD = 0xFFFFFFFF
 
@@ -95,6 +95,7 @@ _op = Op(
     reference=reference,
     native=_native,
     batch=lambda *_: {0: 1},
+    cuda=NATIVE_DTYPES,
 )
 
 

@@ -18,10 +18,18 @@ def row_of(call, i):
     return Call((table[index : index + 1], 0, *rest.args), rest.kwargs)
 
 
+def row_of_seeded(call, i):
+    """Row i alone with the whole table: the index is part of the noise."""
+    table, index, *tensors = call.args
+    rest = Call(tuple(tensors), call.kwargs).map(lambda t: t[i : i + 1])
+    return Call((table, index, *rest.args), rest.kwargs)
+
+
 def case(
-    name, shape, *, rows, clip=math.inf, guidance=None, history=0, last=False, noise=False, ab=(1.0, 0.0), **flags
-):
-    """`rows`: the outputs' coefficients as {column: value}."""
+    name, shape, *, rows, clip=math.inf, guidance=None, history=0, last=False, noise=False, ab=(1.0, 0.0),
+    seeds=False, place=None, without=(), **flags,
+):  # fmt: skip
+    """`rows`: the outputs' coefficients as {column: value}; `place`: the dtype of an index that is a tensor."""
 
     def make(g):
         table = rand(g, 5, 4, 8)
@@ -37,17 +45,20 @@ def case(
             kwargs["last"] = rand(g, *shape)
         if noise:
             kwargs["noise"] = rand(g, *shape)
-        return Call((table, 2, x, output, uncond), kwargs)
+        if seeds:
+            kwargs["seeds"] = torch.randint(-(2**63), 2**63 - 1, shape[:1], generator=g)
+        return Call((table, 2 if place is None else torch.tensor([2], dtype=place), x, output, uncond), kwargs)
 
     n = math.prod(shape)
     moved = 2 + (guidance is not None) + history + last + noise + len(rows)
     return Case(
         name,
         make,
-        row_of,
+        row_of if place is None and not seeds else row_of_seeded,
         batch=shape[0],
         work=Work(flops=16 * n, bytes=4 * moved * n),
         dtypes=(torch.float32,),
+        without=without,
         **flags,
     )
 
@@ -63,6 +74,9 @@ CASES = [
         small=True,
         rows=[{c: 0.1 * (c + 1) for c in range(8)}, {LAST: 1.0, H3: -2.0}, {M: 0.5, H2: 0.25}],
     ),
+    case("index_on_device", (2, 3, 5), guidance=2.0, place=torch.int32, small=True, **DDIM),
+    case("seeds", (3, 2, 4, 4), rows=[{X: 0.3, P: 0.65, Z: 0.2}], seeds=True, small=True, without=("triton",)),
+    case("seeds_ragged", (2, 3, 5, 7), rows=[{X: 0.5}, {Z: 2.0}], seeds=True, place=torch.int64, without=("triton",)),
     case("velocity", (4, 63), rows=[{X: 1.0, M: -0.04}], ab=(0.0, 0.0)),
     case("one_element", (1,), rows=[{X: 1.0, P: 2.0}]),
     case("empty_batch", (0, 4, 2), rows=[{X: 1.0, P: 2.0}]),

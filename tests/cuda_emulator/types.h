@@ -114,6 +114,10 @@ template <class T>
 inline T __ldg(const T* p) {
   return *p;
 }
+template <class T>
+inline void __stwb(T* p, T value) {
+  *p = value;
+}
 #define HEXAD_MIN_MAX(T)   \
   inline T min(T a, T b) { \
     return b < a ? b : a;  \

@@ -293,13 +293,17 @@ HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tens
  *   m = uncond + g (model_output - uncond), or model_output; p = clip(A x + B m, -c, c);
  *   out_k = C[k] . (x, m, p, h1, h2, h3, last, noise). Terms with coefficient 0 are left out.
  *   model_output, uncond fp32 or bf16, all else fp32; one shape, contiguous. uncond, h1, h2, h3,
- *   last, noise, out1, out2 may be NULL; an absent input with a coefficient is HEXAD_INVALID. */
+ *   last, noise, out1, out2 may be NULL; an absent input with a coefficient is HEXAD_INVALID.
+ *   CUDA only, else NULL: seeds (B) int64 in place of noise, row b of x having the noise of
+ *   hexad_randn with seeds[b] and offset index + 1; place, one int32 or int64 on the device, in
+ *   place of index, where a number outside the table counts as the nearest row's. */
 HEXAD_API hexad_status hexad_step(const hexad_tensor* table, const hexad_tensor* x,
                                   const hexad_tensor* model_output, const hexad_tensor* uncond,
                                   const hexad_tensor* h1, const hexad_tensor* h2,
                                   const hexad_tensor* h3, const hexad_tensor* last,
                                   const hexad_tensor* noise, hexad_tensor* out0, hexad_tensor* out1,
-                                  hexad_tensor* out2, int64_t index, hexad_stream stream);
+                                  hexad_tensor* out2, const hexad_tensor* seeds,
+                                  const hexad_tensor* place, int64_t index, hexad_stream stream);
 
 #ifdef __cplusplus
 }

@@ -39,13 +39,15 @@ def update(row_ptr, out_ptr, x, m, p, h1_ptr, h2_ptr, h3_ptr, last_ptr, noise_pt
     tl.store(out_ptr + i, total, mask=there)
 
 
-@triton.jit(do_not_specialize=["index"])
+@triton.jit(do_not_specialize=["index", "most"])
 def step_kernel(
-    table_ptr, index, x_ptr, output_ptr, uncond_ptr, h1_ptr, h2_ptr, h3_ptr, last_ptr, noise_ptr,
+    table_ptr, index, place_ptr, most, x_ptr, output_ptr, uncond_ptr, h1_ptr, h2_ptr, h3_ptr, last_ptr, noise_ptr,
     out0_ptr, out1_ptr, out2_ptr, size, TILE: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     there = i < size
+    if place_ptr is not None:
+        index = tl.minimum(tl.maximum(tl.load(place_ptr).to(tl.int64), 0), most)
     row = table_ptr + index * 32
     x = tl.load(x_ptr + i, mask=there, other=0.0)
     m = tl.load(output_ptr + i, mask=there, other=0.0).to(tl.float32)
@@ -62,9 +64,11 @@ def step_kernel(
         update(row + 24, out2_ptr, x, m, p, h1_ptr, h2_ptr, h3_ptr, last_ptr, noise_ptr, i, there)
 
 
-def refuses(table: Tensor, index: int, x: Tensor, model_output: Tensor, *_: object) -> str | None:
+def refuses(table: Tensor, index: int, x: Tensor, model_output: Tensor, *rest: object) -> str | None:
     if x.dtype != torch.float32:
         return f"{x.dtype} (the state is float32)"
+    if rest[-1] is not None:
+        return "seeds: its kernel takes a noise tensor"
     return refuse_dtypes(model_output)
 
 
@@ -72,12 +76,13 @@ def run(
     outputs: tuple[Tensor, ...],
     table: Tensor, index: int, x: Tensor, model_output: Tensor, uncond: Tensor | None, h1: Tensor | None,
     h2: Tensor | None, h3: Tensor | None, last: Tensor | None, noise: Tensor | None, count: int,
+    place: Tensor | None, seeds: Tensor | None,
 ) -> None:  # fmt: skip
     inputs = dense(table, x, model_output, uncond, h1, h2, h3, last, noise)
     out0, out1, out2 = (*outputs, None, None)[:3]
     launch(
         step_kernel, (triton.cdiv(x.numel(), TILE),), x.device,
-        inputs[0], index, *inputs[1:], out0, out1, out2, x.numel(), TILE,
+        inputs[0], index, place, len(table) - 1, *inputs[1:], out0, out1, out2, x.numel(), TILE,
     )  # fmt: skip
 
 
