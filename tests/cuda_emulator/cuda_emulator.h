@@ -110,3 +110,47 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   return {uint16_t((raw + 0x7fff + (raw >> 16 & 1)) >> 16)};
 }
+
+// A half is kept as its bits; conversions round to nearest even.
+struct __half {
+  uint16_t bits;
+};
+inline float __half2float(__half x) {
+  _Float16 value;
+  memcpy(&value, &x.bits, 2);
+  return float(value);
+}
+inline __half __float2half_rn(float value) {
+  const _Float16 near = _Float16(value);
+  __half x;
+  memcpy(&x.bits, &near, 2);
+  return x;
+}
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+inline unsigned __float_as_uint(float value) {
+  unsigned raw;
+  memcpy(&raw, &value, 4);
+  return raw;
+}
+inline float __uint_as_float(unsigned raw) {
+  float value;
+  memcpy(&value, &raw, 4);
+  return value;
+}
+// Byte i of the result is the byte of y:x that nibble i of the selector names.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t both = uint64_t(y) << 32 | x;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) out |= unsigned(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}

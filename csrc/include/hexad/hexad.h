@@ -234,13 +234,16 @@ HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codeb
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
  *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache.
  *   alibi_slopes (Hq) float32 or NULL: slope * (key - newest key) is added after the softcap.
- *   sinks (Hq) float32 or NULL: a logit without a value that joins the softmax, and lse. */
+ *   sinks (Hq) float32 or NULL: a logit without a value that joins the softmax, and lse.
+ *   workspace: float32, CUDA only, for caches of more keys than a split has: B Hq (Dv + 2) floats
+ *   for each split that a row may meet (csrc/op/decode.h says how many). */
 HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
                                     const hexad_tensor* v_cache, const hexad_tensor* lengths,
                                     const hexad_tensor* block_table, const hexad_tensor* k_scale,
                                     const hexad_tensor* v_scale, const hexad_tensor* alibi_slopes,
                                     const hexad_tensor* sinks, hexad_tensor* out, hexad_tensor* lse,
-                                    int64_t left, float softcap, float scale, hexad_stream stream);
+                                    hexad_tensor* workspace, int64_t left, float softcap,
+                                    float scale, hexad_stream stream);
 
 /* merge_attention: the attention over two sets of keys, from the attention over each.
  *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */
