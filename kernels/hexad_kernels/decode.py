@@ -28,7 +28,7 @@ from torch import Tensor
 from hexad_kernels import check, native
 from hexad_kernels.attention import check_heads, check_numbers, refuses, window_sides
 from hexad_kernels.attention import reference as attend
-from hexad_kernels.op import NATIVE_DTYPES, Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 
 INDEX = (torch.int32,)
 CACHE = (*check.FLOATS, torch.int8)
@@ -220,7 +220,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=(*NATIVE_DTYPES, torch.float16),
+    cuda=CUDA_DTYPES,
     refuses=refuses,
     cuda_refuses=_cuda_refuses,
 )

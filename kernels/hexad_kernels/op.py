@@ -32,6 +32,7 @@ from hexad_kernels import native as native_module
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
 NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+CUDA_DTYPES = (*NATIVE_DTYPES, torch.float16)
 # What the fast lane takes besides an op's own dtypes, and each type's bit in bindings/lane.h.
 _INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
 _DLPACK_CODES = {torch.bool: 6, torch.uint8: 1, torch.bfloat16: 4}
@@ -138,6 +139,8 @@ class Op:
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
     renamed     schema name -> what errors call that argument
+    torch_on_gpu  the same as reference, in the tensors' own dtype: what serves a GPU by design, without a warning,
+                where its kernels refuse
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class Op:
         backward_on: tuple[str, ...] = ("cpu",),
         recover: Callable[..., tuple[Any, ...]] | None = None,
         renamed: Mapping[str, str] | None = None,
+        torch_on_gpu: Callable[..., Any] | None = None,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -171,6 +175,7 @@ class Op:
         self.backward = backward
         self.backward_on = backward_on
         self.recover = recover
+        self.torch_on_gpu = torch_on_gpu
         parsed = torch._C.parse_schema(f"{name}{schema}")
         self.kinds = check.Kinds(parsed, renamed or {})
         self.single = [str(r.type) for r in parsed.returns] == ["Tensor"]
@@ -233,6 +238,8 @@ class Op:
         outputs = self.contract(*args)
         chosen = self._choose(args)
         if chosen == "reference":
+            if self.torch_on_gpu is not None and _forced.get() is None and _device(args) == "cuda":
+                return self.torch_on_gpu(*args)
             return self.reference(*args)
         if chosen in NATIVE_DEVICES:
             self.native(outputs, *args)  # type: ignore[misc]
@@ -271,7 +278,7 @@ class Op:
                 if name != chosen and name not in refusals and name != "reference":
                     refusals[name] = self.refusal(name, args) or f"{chosen} comes first on {kind}"
             raise _Explained(Explanation(self.name, chosen, refusals, args))
-        if chosen == "reference":
+        if chosen == "reference" and (self.torch_on_gpu is None or kind != "cuda"):
             self._warn(refusals)
         return chosen
 

@@ -154,3 +154,17 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   for (int i = 0; i < 4; ++i) out |= unsigned(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
   return out;
 }
+
+// Four products of signed bytes, summed.
+inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 32; i += 8) sum += int8_t(a >> i) * int8_t(b >> i);
+  return sum;
+}
+
+// Threads take turns at points where they wait only, so nothing can come between.
+template <class T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at += value;
+  return before;
+}
