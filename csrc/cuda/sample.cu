@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kDigit = 11, kBins = 1 << kDigit, kOwn = kBins / kThreads;
+constexpr int kAtOnce = 4;  // loads of a thread
 constexpr int kCopies = 2;  // of the sums, lest warps wait for each other
 
 // Orders as the float does; -0 is 0, NaN comes last.
@@ -32,21 +33,32 @@ struct Row {
   int index_bits;
   float max, temperature, unit;  // unit: the integer weight of the largest logit
 
-  // f(index, logit) for this thread's part of tokens [begin, end), by rising index.
+  // f(index, logit) for this thread's part of tokens [begin, end), by rising index. 64 bytes are
+  // asked for at once: a row is one block's, and must keep its multiprocessor's share of the memory
+  // busy.
   template <class F>
   __device__ void each(int64_t begin, int64_t end, const F& f) const {
-    constexpr int64_t kSize = kWide<T>;
+    constexpr int64_t kSize = kWide<T>, kStep = kThreads * kSize;
     const int64_t before = int64_t(reinterpret_cast<uintptr_t>(logits + begin) % 16 / sizeof(T));
-    for (int64_t i = begin - before + int64_t(threadIdx.x) * kSize; i < end;
-         i += kThreads * kSize) {
-      if (i >= begin && i + kSize <= end) {
-        float l[kWide<T>];
-        load_wide(logits + i, kSize, true, l);
+    for (int64_t i = begin - before + int64_t(threadIdx.x) * kSize; i < end; i += kAtOnce * kStep) {
+      uint4 raw[kAtOnce];
 #pragma unroll
-        for (int j = 0; j < kSize; ++j) f(i + j, l[j]);
-      } else {
-        for (int64_t j = i < begin ? begin : i; j < i + kSize && j < end; ++j)
-          f(j, to_float(logits[j]));
+      for (int v = 0; v < kAtOnce; ++v) {
+        const int64_t at = i + v * kStep;
+        if (at >= begin && at + kSize <= end) raw[v] = *reinterpret_cast<const uint4*>(logits + at);
+      }
+#pragma unroll
+      for (int v = 0; v < kAtOnce; ++v) {
+        const int64_t at = i + v * kStep;
+        if (at >= begin && at + kSize <= end) {
+          T element[kWide<T>];
+          memcpy(element, &raw[v], sizeof element);
+#pragma unroll
+          for (int j = 0; j < kSize; ++j) f(at + j, to_float(element[j]));
+        } else {
+          for (int64_t j = at < begin ? begin : at; j < at + kSize && j < end; ++j)
+            f(j, to_float(logits[j]));
+        }
       }
     }
   }
@@ -232,7 +244,7 @@ __device__ inline int64_t token_of(const SampleArgs& a, int64_t b, Sums& sums, F
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs a) {
+__global__ void __launch_bounds__(kThreads, 1) sample_kernel(SampleArgs a) {
   HEXAD_SHARED(Sums, sums, );
   HEXAD_SHARED(Found, found, );
   const int64_t token = token_of<T>(a, blockIdx.x, sums, found);
