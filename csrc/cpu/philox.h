@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "op/anywhere.h"
+#include "anywhere.h"
 
 namespace hexad {
 namespace {

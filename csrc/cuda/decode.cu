@@ -94,7 +94,9 @@ void run_float(const DecodeArgs& a, hexad_stream stream) {
 
 }  // namespace
 
-void decode(const DecodeArgs& args, hexad_stream stream) {
+void decode(const DecodeArgs& given, hexad_stream stream) {
+  DecodeArgs args = given;
+  args.page = args.page < INT32_MAX ? args.page : INT32_MAX;
   if (args.batch * args.heads == 0) return;
   if (args.head_dim > kMostDecodeDim || args.value_dim > kMostDecodeDim)
     fail(HEXAD_UNSUPPORTED, "decode: head dimension over %d on CUDA", int(kMostDecodeDim));

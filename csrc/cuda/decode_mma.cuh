@@ -70,7 +70,7 @@ __device__ inline Eight eight(const unsigned char* slot, int8_t) {
 template <class C>
 __device__ inline void fetch(unsigned char* slot, const C* from, int64_t count, bool aligned) {
   const int n = count >= 8 ? 8 : count > 0 ? int(count) : 0;
-  if (aligned || n == 0) {
+  if (aligned) {
     cp_async<8 * sizeof(C)>(slot, from, n * int(sizeof(C)));
     return;
   }

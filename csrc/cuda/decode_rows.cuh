@@ -45,16 +45,17 @@ __device__ inline Part part_of(const DecodeArgs& a) {
   return p;
 }
 
-// A page number, asked for before it is needed.
+// A page number, asked for before it is needed. Keys and pages fit 32 bits: lengths do.
 __device__ inline int32_t page_of(const DecodeArgs& a, const Part& p, int64_t key) {
   if (!a.table || key < p.begin || key >= p.end) return 0;
-  return a.table[p.b * a.table_stride[0] + key / a.page * a.table_stride[1]];
+  return a.table[p.b * a.table_stride[0] +
+                 int64_t(unsigned(key) / unsigned(a.page)) * a.table_stride[1]];
 }
 __device__ inline int64_t offset_of(const DecodeArgs& a, const Part& p, const int64_t* stride,
                                     int32_t page, int64_t key) {
   const int64_t head = p.kv_head * stride[1];
   if (!a.table) return head + p.b * stride[0] + key * stride[2];
-  return head + page * stride[0] + key % a.page * stride[2];
+  return head + page * stride[0] + int64_t(unsigned(key) % unsigned(a.page)) * stride[2];
 }
 
 // From scale <q, k> to what the softmax takes.

@@ -194,6 +194,9 @@ void linear_packed(const LinearPackedArgs& args, hexad_stream stream) {
   if (a.rows > kMostLinearRows || args.form < kPackedInt8)
     fail(HEXAD_UNSUPPORTED, "linear_packed: CUDA kernels are for int8 and int4 and up to %d rows",
          int(kMostLinearRows));
+  if (reinterpret_cast<uintptr_t>(a.weight) % 16)
+    fail(HEXAD_UNSUPPORTED,
+         "panels: CUDA kernels want memory that starts at a multiple of 16 bytes");
   a.bf16 ? run<bf16>(args, stream) : a.f16 ? run<f16>(args, stream) : run<float>(args, stream);
 }
 

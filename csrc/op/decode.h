@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "op/anywhere.h"
+#include "anywhere.h"
 
 namespace hexad {
 namespace {

@@ -179,7 +179,7 @@ HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_t
  * K) with contiguous rows; bias (N). fp32 or bf16, all of one dtype; bias, residual may be NULL.
  *   activation 0 none, 1 relu, 2 gelu (erf), 3 gelu (tanh), 4 silu, 5 tanh, 6 sigmoid; gates: 7
  * silu, 8 gelu (erf), where weight and bias have 2 N rows and y = act(first half) * second half +
- * residual. */
+ * residual. On CUDA also fp16, and 16 rows at most. */
 HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
                                     const hexad_tensor* bias, const hexad_tensor* residual,
                                     hexad_tensor* y, int32_t activation, hexad_stream stream);
@@ -189,7 +189,8 @@ HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* w
  * bfloat16: 16 per two inputs; 2 int8: 16 float32 scales, then 16 per four inputs, 128 added; 3
  * int4: per 32 inputs 16 words of bfloat16 scale and minimum, then 16 per eight inputs.
  *   workspace, for forms 2 and 3: (rows of x, words) int32, words = ceil(K / 64) * 35 for int8,
- * ceil(K / 32) * 19 for int4. Gates (activation 7, 8) want N to be a multiple of 16. */
+ * ceil(K / 32) * 19 for int4. Gates (activation 7, 8) want N to be a multiple of 16.
+ *   On CUDA: forms 2 and 3, also fp16, 16 rows at most, and no workspace. */
 HEXAD_API hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_tensor* panels,
                                            const hexad_tensor* bias, const hexad_tensor* residual,
                                            hexad_tensor* y, hexad_tensor* workspace,
@@ -279,7 +280,8 @@ HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out,
  *   their name unless NULL.
  *   workspace (R, 4 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
  *   0 or V <= 4096. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no
- * tokens. */
+ * tokens. On CUDA there is no workspace, and such rows get -1 (NaN), -2 (-inf everywhere) or -3 (a
+ * parameter out of range) while the others get their tokens. */
 HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
                                     const hexad_tensor* positions, const hexad_tensor* top_ks,
                                     const hexad_tensor* temperatures, const hexad_tensor* top_ps,
