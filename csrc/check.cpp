@@ -91,8 +91,9 @@ void require_rank(const hexad_tensor* t, const char* name, int rank) {
   HEXAD_REQUIRE(t->ndim == rank, "%s: has %d dimensions, wants %d", name, t->ndim, rank);
 }
 
-DType require_float(const hexad_tensor& t, const char* name) {
+DType require_float(const hexad_tensor& t, const char* name, bool half) {
   const DType dtype = dtype_of(t);
+  if (half && dtype == DType::f16) return dtype;
   HEXAD_REQUIRE(dtype == DType::f32 || dtype == DType::bf16, "%s: is %s, wants float32 or bfloat16",
                 name, name_of(dtype));
   return dtype;

@@ -65,7 +65,8 @@ constexpr int64_t kMostElements = int64_t(1) << 60;
 // require_rank on a tensor before any other of these.
 void require_tensor(const hexad_tensor* t, const char* name, int least_rank = 0);
 void require_rank(const hexad_tensor* t, const char* name, int rank);
-DType require_float(const hexad_tensor& t, const char* name);  // float32 or bfloat16: which
+// float32, bfloat16, or with `half` float16: which.
+DType require_float(const hexad_tensor& t, const char* name, bool half = false);
 void require_dtype(const hexad_tensor& t, const char* name, DType want);
 void require_device(const hexad_tensor& t, const char* name, const hexad_tensor& like);
 void require_size(const hexad_tensor& t, const char* name, int dim, int64_t want);

@@ -4,6 +4,7 @@
 
 #include "api/cache.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -12,14 +13,14 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
                                         const hexad_tensor* lengths,
                                         const hexad_tensor* block_table, const hexad_tensor* cos,
                                         const hexad_tensor* sin, hexad_tensor* k_scale,
-                                        hexad_tensor* v_scale, int32_t interleaved, hexad_stream) {
+                                        hexad_tensor* v_scale, int32_t interleaved,
+                                        hexad_stream stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {k, v, k_cache, v_cache};
     const char* names[] = {"k", "v", "k_cache", "v_cache"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 4);
     require_rank(lengths, "lengths", 1);
-    const DType dtype = require_floats(tensors, names, 2);
-    require_cpu(*k, "append_kv");
+    const DType dtype = require_floats(tensors, names, 2, on_cuda(*k));
     const bool int8 = require_cache(*k_cache, *v_cache, k_scale, v_scale, *k);
     for (int i = 0; i < 3; ++i) require_size(*v, "v", i, k->shape[i]);
     require_size(*k_cache, "k_cache", 1, k->shape[1]);
@@ -56,11 +57,13 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
       args.k_scale = data<float>(*k_scale), args.v_scale = data<float>(*v_scale);
       strides_of(*k_scale, 3, args.k_scale_stride), strides_of(*v_scale, 3, args.v_scale_stride);
     }
-    args.bf16 = dtype == DType::bf16, args.interleaved = interleaved != 0;
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16,
+    args.interleaved = interleaved != 0;
     args.batch = batch, args.kv_heads = k->shape[1], args.rows = rows;
     args.page = k_cache->shape[2], args.head_dim = k->shape[3], args.value_dim = v->shape[3];
     strides_of(*k, 3, args.k_stride), strides_of(*v, 3, args.v_stride);
     strides_of(*k_cache, 3, args.k_cache_stride), strides_of(*v_cache, 3, args.v_cache_stride);
+    if (on_cuda(*k)) return cuda::append_kv(args, stream);
     cpu().append_kv(args);
   });
 }

@@ -11,8 +11,8 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
                                      const hexad_tensor* block_table, const hexad_tensor* k_scale,
                                      const hexad_tensor* v_scale, const hexad_tensor* alibi_slopes,
                                      const hexad_tensor* sinks, hexad_tensor* out,
-                                     hexad_tensor* lse, int64_t left, float softcap, float scale,
-                                     hexad_stream stream) {
+                                     hexad_tensor* lse, hexad_tensor* workspace, int64_t left,
+                                     float softcap, float scale, hexad_stream stream) {
   return guarded([&] {
     require_rank(q, "q", 3);
     require_rank(k_cache, "k_cache", 4);
@@ -22,7 +22,7 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     require_rank(lse, "lse", 2);
     const hexad_tensor* tensors[] = {q, out};
     const char* names[] = {"q", "out"};
-    const DType dtype = require_floats(tensors, names, 2);
+    const DType dtype = require_floats(tensors, names, 2, on_cuda(*q));
     const bool int8 = require_cache(*k_cache, *v_cache, k_scale, v_scale, *q);
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);
@@ -39,8 +39,6 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
       require_device(*per_head[i], per_head_names[i], *q);
       require_size(*per_head[i], per_head_names[i], 0, q->shape[1]);
     }
-    if (on_cuda(*q) && (int8 || alibi_slopes || sinks))
-      fail(HEXAD_UNSUPPORTED, "decode has no CUDA kernel for int8 caches, alibi_slopes or sinks");
     require_size(*k_cache, "k_cache", 3, q->shape[2]);
     require_size(*out, "out", 2, v_cache->shape[3]);
     require_heads(q->shape[1], k_cache->shape[1], q->shape[2], v_cache->shape[3]);
@@ -64,7 +62,7 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     if (alibi_slopes)
       args.slopes = data<float>(*alibi_slopes), args.slopes_stride = stride(*alibi_slopes, 0);
     if (sinks) args.sinks = data<float>(*sinks), args.sinks_stride = stride(*sinks, 0);
-    args.bf16 = dtype == DType::bf16, args.int8 = int8;
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16, args.int8 = int8;
     args.batch = q->shape[0], args.heads = q->shape[1], args.kv_heads = k_cache->shape[1];
     args.page = k_cache->shape[2];
     args.head_dim = q->shape[2], args.value_dim = v_cache->shape[3];
@@ -72,7 +70,19 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     strides_of(*lse, 2, args.lse_stride);
     strides_of(*k_cache, 3, args.k_stride), strides_of(*v_cache, 3, args.v_stride);
     args.left = left, args.softcap = softcap, args.scale = scale;
-    if (on_cuda(*q)) return cuda::decode(args, stream);
-    cpu().decode(args);
+    if (!on_cuda(*q)) return cpu().decode(args);
+    args.capacity = args.page * (block_table ? block_table->shape[1] : 1);
+    const int64_t splits = most_splits(args.capacity, left);
+    if (splits > 1) {
+      require_rank(workspace, "workspace", 1);
+      require_dtype(*workspace, "workspace", DType::f32);
+      require_device(*workspace, "workspace", *q);
+      require_contiguous(*workspace, "workspace");
+      const int64_t floats = args.batch * args.heads * splits * (args.value_dim + 2);
+      HEXAD_REQUIRE(workspace->shape[0] >= floats, "workspace: has %lld floats, wants %lld",
+                    (long long)workspace->shape[0], (long long)floats);
+      args.workspace = data<float>(*workspace);
+    }
+    cuda::decode(args, stream);
   });
 }

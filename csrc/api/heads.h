@@ -11,8 +11,7 @@ constexpr int64_t kMaxHeadDim = 3840;  // what a block of scratch holds (cpu/att
 // dimension.
 inline DType require_floats(const hexad_tensor* const* tensors, const char* const* names, int n,
                             bool half = false) {
-  const bool is_half = half && dtype_of(*tensors[0]) == DType::f16;
-  const DType dtype = is_half ? DType::f16 : require_float(*tensors[0], names[0]);
+  const DType dtype = require_float(*tensors[0], names[0], half);
   for (int i = 0; i < n; ++i) {
     require_dtype(*tensors[i], names[i], dtype);
     require_rows(*tensors[i], names[i]);

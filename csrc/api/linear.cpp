@@ -2,15 +2,16 @@
 
 #include "api/rows.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
 extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
                                      const hexad_tensor* bias, const hexad_tensor* residual,
-                                     hexad_tensor* y, int32_t activation, hexad_stream) {
+                                     hexad_tensor* y, int32_t activation, hexad_stream stream) {
   return guarded([&] {
     const Rows in = rows_of(x, "x"), w = rows_of(weight, "weight"), out = rows_of(y, "y");
-    const DType dtype = require_float(*x, "x");
+    const DType dtype = require_float(*x, "x", on_cuda(*x));
     const hexad_tensor* tensors[] = {weight, bias, residual, y};
     const char* names[] = {"weight", "bias", "residual", "y"};
     for (int i = 0; i < 4; ++i) {
@@ -42,10 +43,21 @@ extern "C" hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* 
                     "residual: is %lld x %lld, wants y's %lld x %lld", (long long)rest.count,
                     (long long)rest.size, (long long)out.count, (long long)out.size);
     }
-    require_cpu(*x, "linear");
-    cpu().linear({data<void>(*x), data<void>(*weight), bias ? data<void>(*bias) : nullptr,
-                  residual ? data<void>(*residual) : nullptr, data<void>(*y), dtype == DType::bf16,
-                  in.count, in.size, w.count, in.stride, w.stride, rest.stride, out.stride,
-                  activation});
+    const LinearArgs args{data<void>(*x),
+                          data<void>(*weight),
+                          bias ? data<void>(*bias) : nullptr,
+                          residual ? data<void>(*residual) : nullptr,
+                          data<void>(*y),
+                          dtype == DType::bf16,
+                          in.count,
+                          in.size,
+                          w.count,
+                          in.stride,
+                          w.stride,
+                          rest.stride,
+                          out.stride,
+                          activation,
+                          dtype == DType::f16};
+    on_cuda(*x) ? cuda::linear(args, stream) : cpu().linear(args);
   });
 }

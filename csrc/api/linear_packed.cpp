@@ -2,16 +2,17 @@
 
 #include "api/rows.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
 extern "C" hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_tensor* panels,
                                             const hexad_tensor* bias, const hexad_tensor* residual,
                                             hexad_tensor* y, hexad_tensor* workspace,
-                                            int32_t activation, int32_t form, hexad_stream) {
+                                            int32_t activation, int32_t form, hexad_stream stream) {
   return guarded([&] {
     const Rows in = rows_of(x, "x"), out = rows_of(y, "y");
-    const DType dtype = require_float(*x, "x");
+    const DType dtype = require_float(*x, "x", on_cuda(*x));
     require_dtype(*y, "y", dtype);
     require_device(*y, "y", *x);
     require_distinct(*y, "y");
@@ -47,7 +48,7 @@ extern "C" hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_t
                     "residual: is %lld x %lld, wants y's %lld x %lld", (long long)rest.count,
                     (long long)rest.size, (long long)out.count, (long long)out.size);
     }
-    const int64_t words = workspace_words(form, in.size);
+    const int64_t words = on_cuda(*x) ? 0 : workspace_words(form, in.size);
     if (words && in.count) {
       require_rank(workspace, "workspace", 2);
       require_dtype(*workspace, "workspace", DType::i32);
@@ -56,7 +57,6 @@ extern "C" hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_t
       require_size(*workspace, "workspace", 0, in.count);
       require_size(*workspace, "workspace", 1, words);
     }
-    require_cpu(*x, "linear_packed");
     const LinearArgs linear{data<void>(*x),
                             data<void>(*panels),
                             bias ? data<void>(*bias) : nullptr,
@@ -70,7 +70,10 @@ extern "C" hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_t
                             panels->shape[1],
                             rest.stride,
                             out.stride,
-                            activation};
-    cpu().linear_packed({linear, form, words && in.count ? data<int32_t>(*workspace) : nullptr});
+                            activation,
+                            dtype == DType::f16};
+    const LinearPackedArgs args{linear, form,
+                                words && in.count ? data<int32_t>(*workspace) : nullptr};
+    on_cuda(*x) ? cuda::linear_packed(args, stream) : cpu().linear_packed(args);
   });
 }

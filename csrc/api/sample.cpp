@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -33,18 +34,18 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
                                      const hexad_tensor* temperatures, const hexad_tensor* top_ps,
                                      const hexad_tensor* min_ps, hexad_tensor* out,
                                      hexad_tensor* workspace, int64_t position, float temperature,
-                                     int64_t top_k, float top_p, float min_p, hexad_stream) {
+                                     int64_t top_k, float top_p, float min_p, hexad_stream stream) {
   return guarded([&] {
     require_rank(logits, "logits", 2);
     require_rank(out, "out", 1);
-    const DType dtype = require_float(*logits, "logits");
+    const DType dtype = require_float(*logits, "logits", on_cuda(*logits));
     require_rows(*logits, "logits");
     const int64_t batch = logits->shape[0], vocabulary = logits->shape[1];
     HEXAD_REQUIRE(vocabulary >= 1 && vocabulary < INT32_MAX,
                   "logits: has %lld tokens, wants 1 to 2^31 - 2", (long long)vocabulary);
     SampleArgs args{};
     args.logits = data<void>(*logits);
-    args.bf16 = dtype == DType::bf16;
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16;
     args.batch = batch;
     args.vocabulary = vocabulary;
     args.logits_stride = stride(*logits, 0);
@@ -65,7 +66,11 @@ extern "C" hexad_status hexad_sample(const hexad_tensor* logits, const hexad_ten
       args.workspace = data<int32_t>(*workspace);
       args.slots = workspace->shape[0];
     }
-    require_cpu(*logits, "sample");
+    if (on_cuda(*logits)) {
+      HEXAD_REQUIRE(seeds || (!temperatures && temperature == 0),
+                    "seeds: missing, CUDA kernels can do without for temperature 0 only");
+      return cuda::sample(args, stream);
+    }
     for (int64_t b = 0; b < batch; ++b) {
       require_range(args.temperature[b], "temperature", b, false);
       require_range(args.top_p[b], "top_p", b, true);

@@ -6,11 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define HEXAD_ANYWHERE __host__ __device__ inline
-#else
-#define HEXAD_ANYWHERE inline __attribute__((always_inline))
-#endif
+#include "anywhere.h"
 
 namespace hexad {
 namespace {

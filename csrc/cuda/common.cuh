@@ -17,6 +17,8 @@
   type* name = reinterpret_cast<type*>(hexad_dynamic_shared)
 #endif
 
+#include <type_traits>
+
 #include "cuda/launch.h"
 
 namespace hexad {

@@ -1,111 +1,114 @@
-// One query per sequence: a block per (sequence, head, chunk of value columns). Its warps take
-// tiles of 32 keys in turn, each with its own running softmax; the warps are joined in order at the
-// end, so a row's bits depend on its own length only.
-#include "cuda/common.cuh"
+// One query per sequence. A block has up to 8 query heads of a key head, so that these read its
+// cache together, and one split of a row's keys: splits have fixed borders, a row meets as many as
+// its length needs, and a block beyond them leaves at once. A row of one split is finished by its
+// block; the splits of longer ones are joined in order by a second launch. So a row's bits depend
+// on its own length and window only. (Flash-Decoding, Dao et al. 2023.)
+#include "cuda/decode_float.cuh"
+#include "cuda/decode_mma.cuh"
 
 namespace hexad {
 namespace cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps, kKeys = 32;
+constexpr int kJoinThreads = 256, kJoinWarps = kJoinThreads / 32;
 
-// Lanes hold columns lane, lane + 32, ... of a value chunk, kColumns of them.
-template <class T, int kColumns>
-__global__ void __launch_bounds__(kThreads, 4) decode_kernel(DecodeArgs a) {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads;
-  const int64_t kv_head = h / (a.heads / a.kv_heads);
-  const int64_t first_column = int64_t(blockIdx.y) * 32 * kColumns;
-  const T* q = static_cast<const T*>(a.q) + b * a.q_stride[0] + h * a.q_stride[1];
-  const T* k = static_cast<const T*>(a.k) + kv_head * a.k_stride[1];
-  const T* v = static_cast<const T*>(a.v) + kv_head * a.v_stride[1] + first_column;
-  const int64_t columns = a.value_dim - first_column;
-
-  HEXAD_DYNAMIC_SHARED(float, query);
-  for (int64_t d = threadIdx.x; d < a.head_dim; d += kThreads) query[d] = to_float(q[d]);
-  __syncthreads();
-
-  const int64_t length = a.lengths[b * a.lengths_stride];
+// A block per query head of a row: its warps take the splits in turn.
+__global__ void __launch_bounds__(kJoinThreads) decode_kernel_join(DecodeArgs a) {
+  const int64_t b = blockIdx.x / a.heads, head = blockIdx.x % a.heads;
+  int64_t length = a.lengths[b * a.lengths_stride];
+  if (length > a.capacity) length = a.capacity;
   const int64_t start = a.left < 0 || a.left >= length ? 0 : length - 1 - a.left;
-  float m = -INFINITY, total = 0.f, acc[kColumns] = {};
-  for (int64_t n = start / kKeys * kKeys + warp * kKeys; n < length; n += kThreads) {
-    // Each lane finds the place of one key, then the warp reads key after key together.
-    const int64_t mine = n + lane;
-    const bool here = mine >= start && mine < length;
-    int64_t page = b;
-    if (a.table && here) page = a.table[b * a.table_stride[0] + mine / a.page * a.table_stride[1]];
-    const int64_t slot = a.table ? mine % a.page : mine;
-    const int64_t key_at = page * a.k_stride[0] + slot * a.k_stride[2];
-    const int64_t value_at = page * a.v_stride[0] + slot * a.v_stride[2];
-    const int begin = start > n ? int(start - n) : 0;
-    const int end = length - n < kKeys ? int(length - n) : kKeys;
-    float s = -INFINITY;
-    for (int j = begin; j < end; ++j) {
-      const T* key = k + __shfl_sync(kFullWarp, key_at, j);
-      float sum = 0.f;
-      for (int64_t d = lane; d < a.head_dim; d += 32) sum = fmaf(query[d], to_float(key[d]), sum);
-      sum = warp_sum(sum) * a.scale;
-      if (a.softcap > 0) sum = a.softcap * tanhf(sum / a.softcap);
-      if (lane == j) s = sum;
-    }
-    const float m_new = fmaxf(m, warp_max(s));
-    const float base = m_new == -INFINITY ? 0.f : m_new;
-    const float p = here ? expf(s - base) : 0.f, before = expf(m - base);
-    total = total * before + warp_sum(p);
-    m = m_new;
-    for (int c = 0; c < kColumns; ++c) acc[c] *= before;
-    for (int j = begin; j < end; ++j) {
-      const float weight = __shfl_sync(kFullWarp, p, j);
-      const T* value = v + __shfl_sync(kFullWarp, value_at, j);
-      for (int c = 0; c < kColumns; ++c)
-        if (lane + 32 * c < columns) acc[c] = fmaf(weight, to_float(value[lane + 32 * c]), acc[c]);
-    }
-  }
+  const int splits = length > 0 ? int(split_of(length - 1) - split_of(start) + 1) : 0;
+  if (splits <= 1) return;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const float* const parts = partial_of(a, b, head, 0);
+  const int64_t pitch = a.value_dim + 2;
 
-  HEXAD_SHARED(float, maxima, [kWarps]);
-  HEXAD_SHARED(float, totals, [kWarps]);
-  HEXAD_SHARED(float, sums, [kWarps][32 * kColumns]);
-  if (lane == 0) {
-    maxima[warp] = m;
-    totals[warp] = total;
-  }
-  for (int c = 0; c < kColumns; ++c) sums[warp][lane + 32 * c] = acc[c];
-  __syncthreads();
-  m = maxima[0];
-  for (int w = 1; w < kWarps; ++w) m = fmaxf(m, maxima[w]);
+  float m = -INFINITY;
+  for (int i = lane; i < splits; i += 32) m = fmaxf(m, parts[i * pitch + a.value_dim]);
+  m = warp_max(m);
   const float base = m == -INFINITY ? 0.f : m;
-  total = 0.f;
-  for (int w = 0; w < kWarps; ++w) total = fmaf(totals[w], expf(maxima[w] - base), total);
-  const float divisor = total == 0 ? 1.f : total;
-  T* out = static_cast<T*>(a.out) + b * a.out_stride[0] + h * a.out_stride[1] + first_column;
-  for (int c = int(threadIdx.x); c < 32 * kColumns && c < columns; c += kThreads) {
+  float total = 0.f;
+  for (int i = lane; i < splits; i += 32)
+    total = fmaf(parts[i * pitch + a.value_dim + 1], expf(parts[i * pitch + a.value_dim] - base),
+                 total);
+  total = warp_sum(total);
+
+  HEXAD_SHARED(float, sums, [kJoinWarps][32]);
+  for (int64_t first = 0; first < a.value_dim; first += 32) {
+    const int64_t column = first + lane;
     float sum = 0.f;
-    for (int w = 0; w < kWarps; ++w) sum = fmaf(sums[w][c], expf(maxima[w] - base), sum);
-    put(out + c, sum / divisor);
+    if (column < a.value_dim) {
+#pragma unroll 8
+      for (int i = warp; i < splits; i += kJoinWarps)
+        sum = fmaf(parts[i * pitch + column], expf(parts[i * pitch + a.value_dim] - base), sum);
+    }
+    __syncthreads();
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && column < a.value_dim) {
+      for (int w = 1; w < kJoinWarps; ++w) sum += sums[w][lane];
+      finish_column(a, b, head, column, m, total, sum);
+    }
   }
-  if (threadIdx.x == 0 && blockIdx.y == 0)
-    a.lse[b * a.lse_stride[0] + h * a.lse_stride[1]] = total == 0 ? -INFINITY : m + logf(total);
 }
 
-template <int kColumns>
-void run(const DecodeArgs& a, hexad_stream stream) {
-  constexpr int64_t chunk = 32 * kColumns;
-  const dim3 grid(blocks("decode", a.batch * a.heads),
-                  unsigned(a.value_dim > chunk ? (a.value_dim + chunk - 1) / chunk : 1));
-  launch("decode", a.bf16 ? decode_kernel<bf16, kColumns> : decode_kernel<float, kColumns>, grid,
-         kThreads, size_t(a.head_dim) * sizeof(float), stream, a);
+// Whether each row of a cache starts at a multiple of `bytes`.
+bool starts_at(const void* at, const int64_t* stride, int64_t size, int64_t bytes) {
+  int64_t all = int64_t(reinterpret_cast<uintptr_t>(at));
+  for (int i = 0; i < 3; ++i) all |= stride[i] * size;
+  return all % bytes == 0;
+}
+
+template <class C>
+bool aligned(const DecodeArgs& a, int64_t bytes) {
+  return starts_at(a.k, a.k_stride, sizeof(C), bytes) &&
+         starts_at(a.v, a.v_stride, sizeof(C), bytes);
+}
+
+unsigned grid_of(const DecodeArgs& a, int64_t team) {
+  const int64_t teams = (a.heads / a.kv_heads + team - 1) / team;
+  return blocks("decode", most_splits(a.capacity, a.left) * a.batch * a.kv_heads * teams);
+}
+
+template <class T, class C, int kDim>
+void run_mma(const DecodeArgs& a, hexad_stream stream) {
+  launch("decode", decode_kernel<T, C, kDim>, grid_of(a, kTeam), kDecodeThreads,
+         Ring<C, kDim>::kShared, stream, a, aligned<C>(a, 8 * sizeof(C)));
+}
+
+template <class T, class C>
+void run_mma(const DecodeArgs& a, hexad_stream stream) {
+  const int64_t dim = a.head_dim > a.value_dim ? a.head_dim : a.value_dim;
+  if (dim <= 64) return run_mma<T, C, 64>(a, stream);
+  if (dim <= 128) return run_mma<T, C, 128>(a, stream);
+  run_mma<T, C, 256>(a, stream);
+}
+
+template <class C>
+void run_float(const DecodeArgs& a, hexad_stream stream) {
+  const bool wide = a.head_dim > 128 || a.value_dim > 128;
+  launch("decode", wide ? decode_kernel_float<C, 2> : decode_kernel_float<C, 1>,
+         grid_of(a, kFloatTeam), kDecodeThreads, 0, stream, a, aligned<C>(a, 4 * sizeof(C)));
 }
 
 }  // namespace
 
-void decode(const DecodeArgs& args, hexad_stream stream) {
+void decode(const DecodeArgs& given, hexad_stream stream) {
+  DecodeArgs args = given;
+  args.page = args.page < INT32_MAX ? args.page : INT32_MAX;
   if (args.batch * args.heads == 0) return;
-  if (args.value_dim <= 64)
-    run<2>(args, stream);
-  else if (args.value_dim <= 128)
-    run<4>(args, stream);
+  if (args.head_dim > kMostDecodeDim || args.value_dim > kMostDecodeDim)
+    fail(HEXAD_UNSUPPORTED, "decode: head dimension over %d on CUDA", int(kMostDecodeDim));
+  if (args.bf16)
+    args.int8 ? run_mma<bf16, int8_t>(args, stream) : run_mma<bf16, bf16>(args, stream);
+  else if (args.f16)
+    args.int8 ? run_mma<f16, int8_t>(args, stream) : run_mma<f16, f16>(args, stream);
   else
-    run<8>(args, stream);
+    args.int8 ? run_float<int8_t>(args, stream) : run_float<float>(args, stream);
+  if (most_splits(args.capacity, args.left) > 1)
+    launch("decode", decode_kernel_join, blocks("decode", args.batch * args.heads), kJoinThreads, 0,
+           stream, args);
 }
 
 }  // namespace cuda

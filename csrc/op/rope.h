@@ -9,7 +9,7 @@ struct RopeArgs {
   void* y;
   const float *cos, *sin;
   const int32_t* positions;  // of each sequence's first row; null: 0
-  bool bf16, interleaved;
+  bool bf16, f16, interleaved;
   int64_t batch, heads, rows, head_dim;
   int64_t x_stride[3], y_stride[3];  // sequence, head, row
   int64_t cos_stride, sin_stride, positions_stride;

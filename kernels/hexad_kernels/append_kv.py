@@ -18,7 +18,7 @@ from torch import Tensor
 from hexad_kernels import check, native
 from hexad_kernels.attention import MAX_HEAD_DIM
 from hexad_kernels.decode import check_cache, check_places
-from hexad_kernels.op import Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 from hexad_kernels.rope import check_positions, check_tables, rotate, table
 
 
@@ -103,7 +103,9 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=CUDA_DTYPES,
     refuses=_refuses,
+    cuda_refuses=_refuses,
 )
 
 
@@ -123,7 +125,8 @@ def append_kv(
 ) -> None:
     """Write S new keys and values of each sequence behind what its cache holds.
 
-    k, v         (B, Hkv, S, D), (B, Hkv, S, Dv); float32, bfloat16 (float16, float64 through the reference)
+    k, v         (B, Hkv, S, D), (B, Hkv, S, Dv); float32, bfloat16, on CUDA float16 (else through the
+                 reference, as float64)
     k_cache      (P, Hkv, page, D), v_cache (P, Hkv, page, Dv), k's dtype or int8, no expanded views; without
                  block_table P = B
     lengths      (B,) int32: keys already there; row s goes to position lengths[b] + s

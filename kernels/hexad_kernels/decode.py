@@ -29,10 +29,12 @@ from torch import Tensor
 from hexad_kernels import check, native
 from hexad_kernels.attention import check_heads, check_numbers, refuses, window_sides
 from hexad_kernels.attention import reference as attend
-from hexad_kernels.op import NATIVE_DTYPES, Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 
 INDEX = (torch.int32,)
 CACHE = (*check.FLOATS, torch.int8)
+SPLIT = 512
+CUDA_HEAD_DIM = 256
 
 
 def check_cache(
@@ -165,6 +167,22 @@ def reference(
     return torch.cat(outs), torch.cat(lses)
 
 
+def most_splits(capacity: int, left: int) -> int:
+    """The most splits that a row of a cache meets on a GPU: 16 of 512 keys, then of 2048 (csrc/op/decode.h)."""
+    splits = max(
+        1, -(-capacity // SPLIT) if capacity <= 16 * SPLIT else 16 + -(-(capacity - 16 * SPLIT) // (4 * SPLIT))
+    )
+    return splits if left < 0 else min(splits, -(-left // SPLIT) + 1)
+
+
+def _workspace(q: Tensor, v_cache: Tensor, block_table: Tensor | None, left: int) -> Tensor | None:
+    capacity = v_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    splits = most_splits(capacity, left)
+    if splits == 1:
+        return None
+    return q.new_empty(q.shape[0] * q.shape[1] * splits * (v_cache.shape[3] + 2), dtype=torch.float32)
+
+
 def _native(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, block_table: Tensor | None, left: int,
@@ -173,24 +191,16 @@ def _native(
 ) -> None:  # fmt: skip
     native.C.decode(
         check.unit_stride(q), check.unit_stride(k_cache), check.unit_stride(v_cache), lengths, block_table,
-        k_scale, v_scale, alibi_slopes, sinks, *outputs, left, softcap or 0.0,
+        k_scale, v_scale, alibi_slopes, sinks, *outputs,
+        None if q.is_cpu and not native.emulated else _workspace(q, v_cache, block_table, left), left, softcap or 0.0,
         q.shape[2] ** -0.5 if scale is None else scale,
     )  # fmt: skip
 
 
-def gpu_refuses(
-    k_scale: Tensor | None, v_scale: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None
-) -> str | None:
-    """What the CUDA kernel has not."""
-    if k_scale is not None:
-        return "an int8 cache (its kernels are for float32 and bfloat16)"
-    if alibi_slopes is not None or sinks is not None:
-        return "alibi_slopes or sinks"
-    return None
-
-
 def _cuda_refuses(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> str | None:
-    return refuses(q, k_cache, v_cache) or gpu_refuses(*rest[-4:])
+    if q.shape[-1] > CUDA_HEAD_DIM or v_cache.shape[-1] > CUDA_HEAD_DIM:
+        return f"head dimension over {CUDA_HEAD_DIM}"
+    return None
 
 
 def _batch(*args: Any) -> dict[int, int]:
@@ -205,7 +215,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=NATIVE_DTYPES,
+    cuda=CUDA_DTYPES,
     refuses=refuses,
     cuda_refuses=_cuda_refuses,
     batch=_batch,
@@ -250,7 +260,7 @@ def decode(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of one query per sequence over a contiguous or paged cache.
 
-    q            (B, Hq, D); float32, bfloat16, float16 in Triton (others through the reference)
+    q            (B, Hq, D); float32, bfloat16, on a GPU float16 (others through the reference)
     k_cache      (P, Hkv, page, D), q's dtype or int8; without block_table P = B and page is the cache's capacity; Hkv
                  divides Hq
     v_cache      (P, Hkv, page, Dv)
@@ -264,7 +274,6 @@ def decode(
     alibi_slopes (Hq,) float32 (float64 for float64): head h adds -slope_h times a key's distance to its score
     sinks        (Hq,) float32 (float64 for float64): a logit of each head that joins its softmax without a value;
                  counted in lse, so that an empty sequence has out 0, lse = sink
-    The CUDA kernel knows no int8 cache, slopes or sinks.
     Returns out (B, Hq, Dv) like q; with return_lse also lse (B, Hq) float32 (float64 for float64).
     Raises ValueError naming the row and the value for a length beyond the cache or below 0 and for a page that is not
     in the cache, before anything is written (on the CPU; on a GPU the values are the caller's care).

@@ -11,6 +11,7 @@
 
 Sums are fp32, with one rounding to x's dtype at the very end: chains over 128 inputs, added up in order. (Where the
 machine multiplies pairs of bfloat16, a chain takes 256 inputs, two at a step.) A row's bits depend on that row alone.
+On a GPU that is so for up to 16 rows; more are torch's matrix product by design.
 
 Papers: Hendrycks & Gimpel 2016 (GELU, arXiv 1606.08415), Elfwing et al. 2017 (SiLU, 1702.03118), Shazeer 2020 (gates,
 2002.05202).
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from hexad_kernels import check, native
 from hexad_kernels.activation import ACTIVATIONS, GATES, finished
 from hexad_kernels.linear_packed import with_packed
-from hexad_kernels.op import Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 from hexad_kernels.pack import PackedWeight
 
 
@@ -74,17 +75,41 @@ def _native(
     )
 
 
+CUDA_ROWS = 16
+
+
+def on_cuda_refuses(x: Tensor) -> str | None:
+    """A GPU's kernels are for a few rows, which have but the weight to read: more are a matrix product's, torch's."""
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    return f"{rows} rows: more than {CUDA_ROWS} are torch's matrix product's" if rows > CUDA_ROWS else None
+
+
+def _cuda_refuses(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None
+) -> str | None:
+    return on_cuda_refuses(x)
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> Tensor:
+    if activation or residual is not None:
+        # In float32 after the product, as far as one pass after it goes.
+        return finished(F.linear(x, weight).to(check.statistics_dtype(x.dtype)), bias, activation, residual, x.dtype)
+    return F.linear(x, weight, bias)
+
+
 _op = Op(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias, int activation, Tensor? residual) -> Tensor",
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=CUDA_DTYPES,
+    cuda_refuses=_cuda_refuses,
+    torch_on_gpu=_by_torch,
     gradients=(0, 1, 2, 4),
     batch=lambda *_: {0: 2, 4: 2},
     cast="lower",
     cast_at=(0, 1, 2, 4),
-    torch_on_gpu=True,
 )
 
 
@@ -98,7 +123,7 @@ def linear(
 ) -> Tensor:
     """act(x W^T + bias) + residual.
 
-    x          (..., K); float32, bfloat16 (float16, float64 through the reference)
+    x          (..., K); float32, bfloat16, on a GPU float16 (else through the reference, as float64)
     weight     (N, K) like x, (2 N, K) for a gate: gates' rows, then ups'; or a PackedWeight (pack, quantize), whose
                form need not be x's dtype: packed in x's dtype it gives the dense weight's bits. A packed gate wants N
                to be a multiple of 16.

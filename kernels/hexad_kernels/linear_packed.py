@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hexad_kernels import arrays, check, native
 from hexad_kernels.activation import ACTIVATIONS, GATES, finished
-from hexad_kernels.op import Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 from hexad_kernels.pack import FORMS, INT8, LANES, PackedWeight, panel_words, unpack
 
 INPUT_GROUPS = {2: 64, 3: 32}
@@ -93,7 +93,7 @@ def _native(
 ) -> None:
     x = check.matrix(x)
     workspace = None
-    if form >= INT8:
+    if form >= INT8 and x.is_cpu and not native.emulated:
         group = INPUT_GROUPS[form]
         inputs = x.shape[-1]
         count = x.numel() // inputs if inputs else 0
@@ -110,12 +110,26 @@ def _native(
     )
 
 
+CUDA_ROWS = 16
+
+
+def _cuda_refuses(
+    x: Tensor, panels: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None, form: int, rows: int
+) -> str | None:
+    if form < INT8:
+        return "dense panels, which are laid out for the CPU (a GPU takes the dense weight)"
+    count = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    return f"{count} rows (its kernels are for up to {CUDA_ROWS})" if count > CUDA_ROWS else None
+
+
 _op = Op(
     "linear_packed",
     "(Tensor x, Tensor panels, Tensor? bias, int activation, Tensor? residual, int form, int rows) -> Tensor",
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=CUDA_DTYPES,
+    cuda_refuses=_cuda_refuses,
     gradients=(0, 2, 4),
     batch=lambda *_: {0: 2, 4: 2},
     cast="lower",
@@ -135,7 +149,8 @@ def linear_packed(
 ) -> Tensor:
     """`linear` on the memory of a PackedWeight: what `linear` calls for one.
 
-    x          (..., K); float32, bfloat16 (float16, float64 through the reference)
+    x          (..., K); float32, bfloat16, on CUDA float16 (else through the reference, as float64); CUDA
+               takes int8 and int4 and up to 16 rows
     panels     int32, as PackedWeight.panels
     form       "float32", "bfloat16", "int8" or "int4"; need not be x's dtype
     rows       of the dense weight

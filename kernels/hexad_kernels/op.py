@@ -33,6 +33,7 @@ from hexad_kernels import native as native_module
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
 NATIVE_DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+CUDA_DTYPES = (*NATIVE_DTYPES, torch.float16)
 # What the fast lane takes besides an op's own dtypes, and each type's bit in bindings/lane.h.
 _INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
 _DLPACK_CODES = {torch.bool: 6, torch.uint8: 1, torch.bfloat16: 4}
@@ -146,10 +147,11 @@ class Op:
     backward_on  the backends that have those kernels
     recover     (args, outputs) -> args, for an op that can be inverted: where nothing is lost to rounding, output 0
                 is saved in place of argument 0, which is like it, and `backward` is given None for that
-    torch_on_gpu  plain torch is meant to serve what GPU kernels refuse: that is no fallback to warn of
     renamed     schema name -> what errors call that argument
     batch       (*args) -> {index: rank} of the arguments whose dimension 0 is the batch, for vmap
     cast        what autocast does to the tensors at `cast_at`: "lower", "widest" or None, nothing
+    torch_on_gpu  the same as reference, in the tensors' own dtype: what serves a GPU by design, without a warning,
+                where its kernels refuse
     """
 
     def __init__(
@@ -168,11 +170,11 @@ class Op:
         backward: Callable[..., list[Tensor]] | None = None,
         backward_on: tuple[str, ...] = ("cpu",),
         recover: Callable[..., tuple[Any, ...]] | None = None,
-        torch_on_gpu: bool = False,
         renamed: Mapping[str, str] | None = None,
         batch: Callable[..., Mapping[int, int]] | None = None,
         cast: str | None = None,
         cast_at: Sequence[int] = (),
+        torch_on_gpu: Callable[..., Any] | None = None,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -266,6 +268,8 @@ class Op:
         outputs = self.contract(*args)
         chosen = self._choose(args)
         if chosen == "reference":
+            if self.torch_on_gpu is not None and _forced.get() is None and _device(args) == "cuda":
+                return self.torch_on_gpu(*args)
             return self.reference(*args)
         if chosen in NATIVE_DEVICES:
             self.native(outputs, *args)  # type: ignore[misc]
@@ -304,7 +308,7 @@ class Op:
                 if name != chosen and name not in refusals and name != "reference":
                     refusals[name] = self.refusal(name, args) or f"{chosen} comes first on {kind}"
             raise _Explained(Explanation(self.name, chosen, refusals, args))
-        if chosen == "reference" and not (self.torch_on_gpu and kind == "cuda"):
+        if chosen == "reference" and (self.torch_on_gpu is None or kind != "cuda"):
             self._warn(refusals)
         return chosen
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, memory, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 
 
 def check_tables(x: Tensor, name: str, cos: Tensor, sin: Tensor) -> None:
@@ -87,6 +87,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=CUDA_DTYPES,
     gradients=(0,),
     batch=lambda *_: {0: 4, 3: 1},
 )
@@ -95,7 +96,7 @@ _op = Op(
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, positions: Tensor | None = None, interleaved: bool = False) -> Tensor:
     """Rotate the rows of queries or keys by their positions.
 
-    x          (B, H, S, D), D even; float32, bfloat16 (float16, float64 through the reference)
+    x          (B, H, S, D), D even; float32, bfloat16, on CUDA float16 (else through the reference, as float64)
     cos, sin   (max_pos, D/2) float32, or x's dtype
     positions  (B,) int32: the position of each sequence's first row; default 0
     Returns (B, H, S, D) like x. Differentiable in x. Raises ValueError or TypeError that names the argument; a position

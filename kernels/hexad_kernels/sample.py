@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import arrays, check, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import CUDA_DTYPES, Op
 from hexad_kernels.randn import WORD, as_seeds, philox, words
 
 OWN_SCRATCH = 4096  # tokens: longer rows need a workspace
@@ -157,7 +157,7 @@ def _native(
     if logits.stride(1) != 1 and vocabulary > 1:
         logits = logits.contiguous()
     workspace = None
-    if vocabulary > OWN_SCRATCH and (temperature or temperatures is not None):
+    if vocabulary > OWN_SCRATCH and logits.is_cpu and not native.emulated and (temperature or temperatures is not None):
         # A row being drawn needs its weights, and of the tokens still in play the logits and indices.
         workspace = logits.new_empty((min(batch, torch.get_num_threads()), 4 * vocabulary), dtype=torch.int32)
     integers = [v if v is None else v.contiguous() for v in (seeds, positions, top_ks)]
@@ -168,6 +168,12 @@ def _native(
     )  # fmt: skip
 
 
+def _cuda_refuses(logits: Tensor, seeds: Tensor | None, *rest: Any) -> str | None:
+    if seeds is None and rest[3] is not None:
+        return "temperatures in a tensor without seeds (whether all are 0 would take waiting for them)"
+    return None
+
+
 _op = Op(
     "sample",
     "(Tensor logits, Tensor? seeds, SymInt position, Tensor? positions, float temperature, Tensor? temperatures,"
@@ -176,6 +182,8 @@ _op = Op(
     reference=reference,
     native=_native,
     batch=lambda *_: {0: 2, 1: 1, 3: 1, 5: 1, 7: 1, 9: 1, 11: 1},
+    cuda=CUDA_DTYPES,
+    cuda_refuses=_cuda_refuses,
 )
 
 
@@ -191,7 +199,7 @@ def sample(
 ) -> Tensor:
     """Draws a token per row.
 
-    logits       (B, V), V >= 1; float32, bfloat16 (float16, float64 through the reference)
+    logits       (B, V), V >= 1; float32, bfloat16, on CUDA float16 (else through the reference, as float64)
     seeds        (B,) int64, or a sequence of integers; may be left out where every temperature is 0
     position     which draw of the seed's this is, 0 to 2^63 - 1
     temperature  0: greedy.  top_k  0: off.  top_p  1: off.  min_p  0: off.  They apply in this order.
@@ -200,7 +208,8 @@ def sample(
     Returns (B,) int64. It has no gradient.
 
     Raises ValueError, and returns nothing, for a row that has NaN or is -inf everywhere (naming it) and for a
-    parameter out of range.
+    parameter out of range. A CUDA kernel can't raise without waiting for it: there such a row's token is -1 (NaN), -2
+    (-inf everywhere) or -3 (a parameter in a tensor out of range), and the other rows have theirs.
     """
     if arrays.foreign(logits):
         options = {"position": position, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}

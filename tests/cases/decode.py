@@ -51,7 +51,6 @@ def case(
     work = Work(flops=2 * heads * keys * size, bytes=moved)
     row = paged_row if page else contiguous_row
     dtypes = {"dtypes": (torch.float32,)} if int8 and flags.get("bench_only") else {}
-    flags["without"] = ("cuda",) if int8 or alibi or sinks else ()
     return Case(name, make, row, batch=batch, work=work, statistics=PER_CACHE + PER_HEAD, **dtypes, **flags)
 
 

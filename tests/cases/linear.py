@@ -18,6 +18,7 @@ def case(name, shape, outputs, *, bias=True, residual=False, activation=None, dt
         return Call((call.args[0][i : i + 1], *call.args[1:]), options)
 
     moved = rows * k + outputs * k + rows * outputs * (2 if residual else 1)
+    flags["without"] = ("cuda",) if rows > 16 else ()
     work = Work(flops=2.0 * rows * k * outputs, bytes=moved * dtype_size)
     batch = shape[0] if len(shape) > 1 else 1
     return Case(name, make, row if len(shape) > 1 else None, batch=batch, work=work, **flags)

@@ -33,6 +33,7 @@ def case(form, name, shape, rows, *, bias=True, residual=False, activation=None,
         return Call((call.args[0][i : i + 1], *call.args[1:]), options)
 
     moved = 4 * (count * k + count * outputs * (2 if residual else 1)) + rows * k * BITS[form] / 8
+    flags["without"] = ("cuda",) if count > 16 or form not in ("int8", "int4") else ()
     work = Work(flops=2.0 * count * rows * k, bytes=moved)
     return Case(f"{form}_{name}", make, row if len(shape) > 1 else None, batch=shape[0], work=work, **flags)
 

@@ -183,7 +183,7 @@ HEXAD_API hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_t
  * K) with contiguous rows; bias (N). fp32 or bf16, all of one dtype; bias, residual may be NULL.
  *   activation 0 none, 1 relu, 2 gelu (erf), 3 gelu (tanh), 4 silu, 5 tanh, 6 sigmoid; gates: 7
  * silu, 8 gelu (erf), where weight and bias have 2 N rows and y = act(first half) * second half +
- * residual. */
+ * residual. On CUDA also fp16, and 16 rows at most. */
 HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* weight,
                                     const hexad_tensor* bias, const hexad_tensor* residual,
                                     hexad_tensor* y, int32_t activation, hexad_stream stream);
@@ -193,7 +193,8 @@ HEXAD_API hexad_status hexad_linear(const hexad_tensor* x, const hexad_tensor* w
  * bfloat16: 16 per two inputs; 2 int8: 16 float32 scales, then 16 per four inputs, 128 added; 3
  * int4: per 32 inputs 16 words of bfloat16 scale and minimum, then 16 per eight inputs.
  *   workspace, for forms 2 and 3: (rows of x, words) int32, words = ceil(K / 64) * 35 for int8,
- * ceil(K / 32) * 19 for int4. Gates (activation 7, 8) want N to be a multiple of 16. */
+ * ceil(K / 32) * 19 for int4. Gates (activation 7, 8) want N to be a multiple of 16.
+ *   On CUDA: forms 2 and 3, also fp16, 16 rows at most, and no workspace. */
 HEXAD_API hexad_status hexad_linear_packed(const hexad_tensor* x, const hexad_tensor* panels,
                                            const hexad_tensor* bias, const hexad_tensor* residual,
                                            hexad_tensor* y, hexad_tensor* workspace,
@@ -238,13 +239,16 @@ HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codeb
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
  *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache.
  *   alibi_slopes (Hq) float32 or NULL: slope * (key - newest key) is added after the softcap.
- *   sinks (Hq) float32 or NULL: a logit without a value that joins the softmax, and lse. */
+ *   sinks (Hq) float32 or NULL: a logit without a value that joins the softmax, and lse.
+ *   workspace: float32, CUDA only, for caches of more keys than a split has: B Hq (Dv + 2) floats
+ *   for each split that a row may meet (csrc/op/decode.h says how many). */
 HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
                                     const hexad_tensor* v_cache, const hexad_tensor* lengths,
                                     const hexad_tensor* block_table, const hexad_tensor* k_scale,
                                     const hexad_tensor* v_scale, const hexad_tensor* alibi_slopes,
                                     const hexad_tensor* sinks, hexad_tensor* out, hexad_tensor* lse,
-                                    int64_t left, float softcap, float scale, hexad_stream stream);
+                                    hexad_tensor* workspace, int64_t left, float softcap,
+                                    float scale, hexad_stream stream);
 
 /* merge_attention: the attention over two sets of keys, from the attention over each.
  *   out_a, out_b, out (N, D); lse_a, lse_b, lse (N) float32. A side with lse -inf is not read. */
@@ -280,7 +284,8 @@ HEXAD_API hexad_status hexad_randn(const hexad_tensor* seeds, hexad_tensor* out,
  *   their name unless NULL.
  *   workspace (R, 4 V) int32, R >= 1 rows are drawn at a time; may be NULL if every temperature is
  *   0 or V <= 4096. On HEXAD_INVALID for NaN, or for a row that is -inf everywhere, `out` holds no
- * tokens. */
+ * tokens. On CUDA there is no workspace, and such rows get -1 (NaN), -2 (-inf everywhere) or -3 (a
+ * parameter out of range) while the others get their tokens. */
 HEXAD_API hexad_status hexad_sample(const hexad_tensor* logits, const hexad_tensor* seeds,
                                     const hexad_tensor* positions, const hexad_tensor* top_ks,
                                     const hexad_tensor* temperatures, const hexad_tensor* top_ps,
