@@ -8,6 +8,7 @@
 #include "cuda_emulator.h"
 #else
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #define HEXAD_SHARED(type, name, dims) __shared__ type name dims
@@ -22,6 +23,7 @@ namespace hexad {
 namespace cuda {
 
 using bf16 = __nv_bfloat16;
+using f16 = __half;
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
@@ -63,11 +65,17 @@ __device__ inline float to_float(float x) {
 __device__ inline float to_float(bf16 x) {
   return __bfloat162float(x);
 }
+__device__ inline float to_float(f16 x) {
+  return __half2float(x);
+}
 __device__ inline void put(float* p, float x) {
   *p = x;
 }
 __device__ inline void put(bf16* p, float x) {
   *p = __float2bfloat16_rn(x);
+}
+__device__ inline void put(f16* p, float x) {
+  *p = __float2half_rn(x);
 }
 
 // Butterflies: every lane gets the same bits.

@@ -140,6 +140,11 @@ class Block {
     if (found == arrays_.end()) found = arrays_.emplace(key, reserve(bytes)).first;
     return memory + found->second.begin;
   }
+  // Stops the block from inside a thread; the fibers are dropped as they stand.
+  void stop(const std::string& why) {
+    failure_ = why;
+    Context::go(threads_[current_].context, scheduler_);
+  }
   void* dynamic() { return memory + dynamic_.begin; }
 
   static Block* running;
@@ -154,12 +159,6 @@ class Block {
     b.release_barrier();
     b.check_waiters_of(b.current_);
     Context::go(me.context, b.scheduler_);
-  }
-
-  // Stops the block from inside a thread; the fibers are dropped as they stand.
-  void stop(const std::string& why) {
-    failure_ = why;
-    Context::go(threads_[current_].context, scheduler_);
   }
 
   void wait(State state, const char* file, int line) {
@@ -357,6 +356,9 @@ const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
 
 void seed(uint64_t value) {
   next_seed = value;
+}
+void stop(const std::string& why) {
+  Block::running->stop(why);
 }
 void* shared_array(const void* key, size_t bytes) {
   return Block::running->shared(key, bytes);

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #define __global__
 #define __device__
@@ -32,6 +33,9 @@ enum class Collective { sync, ballot, shuffle, shuffle_up, shuffle_down, shuffle
 // Runs `thread` for every thread of the grid. Null, or what went wrong in the first block that
 // failed.
 const char* run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+// Ends the launch from inside a thread; `why` becomes the complaint.
+void stop(const std::string& why);
 
 // The next launch draws its orders from this seed, the ones after it from its successors.
 void seed(uint64_t value);
@@ -109,4 +113,29 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   memcpy(&raw, &value, 4);
   if (value != value) return {0x7fff};
   return {uint16_t((raw + 0x7fff + (raw >> 16 & 1)) >> 16)};
+}
+
+struct __half {
+  uint16_t bits;
+};
+inline float __half2float(__half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
+  uint32_t raw = sign | (uint32_t(x.bits & 0x7fff) + (112 << 10)) << 13;
+  if ((x.bits & 0x7c00) == 0x7c00) raw |= 0x7f800000;
+  float value;
+  memcpy(&value, &raw, 4);
+  if (!(x.bits & 0x7c00)) value = std::ldexp(float(x.bits & 0x3ff), -24) * (sign ? -1.f : 1.f);
+  return value;
+}
+inline __half __float2half_rn(float value) {
+  uint32_t raw;
+  memcpy(&raw, &value, 4);
+  const uint16_t sign = uint16_t(raw >> 16 & 0x8000);
+  if (value != value) return {0x7fff};
+  const float size = std::fabs(value);
+  if (size >= 65520.f) return {uint16_t(sign | 0x7c00)};
+  // Below 2^-14 the spacing is fixed; above, the exponent moves over and the mantissa is rounded.
+  if (size < 0x1p-14f) return {uint16_t(sign | unsigned(std::nearbyint(size * 0x1p24f)))};
+  raw &= 0x7fffffff;
+  return {uint16_t(sign | ((raw + 0xfff + (raw >> 13 & 1)) >> 13) - (112 << 10))};
 }
