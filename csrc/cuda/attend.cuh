@@ -29,15 +29,16 @@ constexpr int64_t kMostPositions = 1 << 29;  // below it, positions and their su
 
 // A block's part: packed rows first, first + 1, ... of `rows` (positions x pack) of one sequence.
 struct AttendPlace {
-  int64_t b;  // for batch strides
-  int head;   // the first of its `pack` heads
+  int b;     // for batch strides
+  int head;  // the first of its `pack` heads
   int first, rows, keys, offset;
-  int64_t q_start, k_start;  // the sequence's first row and key
+  int q_start, k_start;  // the sequence's first row and key
 };
 
-// False: the block has nothing to do. Blocks of one sequence lie together, so that its keys stay in
-// cache, the latest rows, which see most under causality, first. A packed sequence n owns the slots
-// from start / block_rows + n: room for its last, broken block, known without reading a length.
+// False: the block has nothing to do (first and rows are set). Blocks of one sequence lie together,
+// so that its keys stay in cache, the latest rows, which see most under causality, first. A packed
+// sequence n owns the slots from start / block_rows + n: room for its last, broken block, known
+// without reading a length.
 __device__ inline bool place_block(const AttendTask& t, int block_rows, AttendPlace& p) {
   const unsigned groups = unsigned(t.a.heads) / unsigned(t.pack);
   if (!t.cu_q) {
@@ -45,7 +46,7 @@ __device__ inline bool place_block(const AttendTask& t, int block_rows, AttendPl
     const unsigned tiles = unsigned(p.rows + block_rows - 1) / unsigned(block_rows);
     const unsigned sequence = blockIdx.x / tiles;
     p.first = int(tiles - 1 - blockIdx.x % tiles) * block_rows;
-    p.b = sequence / groups, p.head = int(sequence % groups) * t.pack;
+    p.b = int(sequence / groups), p.head = int(sequence % groups) * t.pack;
     p.q_start = p.k_start = 0;
     return true;
   }
@@ -61,10 +62,10 @@ __device__ inline bool place_block(const AttendTask& t, int block_rows, AttendPl
       high = middle;
   }
   p.q_start = t.cu_q[low], p.k_start = t.cu_k[low];
-  const int rows = int(t.cu_q[low + 1] - p.q_start);
-  p.rows = rows * t.pack, p.keys = int(t.cu_k[low + 1] - p.k_start);
+  const int rows = t.cu_q[low + 1] - p.q_start;
+  p.rows = rows * t.pack, p.keys = t.cu_k[low + 1] - p.k_start;
   p.offset = t.upper_left ? 0 : p.keys - rows;
-  p.first = int(slot - (p.q_start * t.pack / block_rows + low)) * block_rows;
+  p.first = int(slot - (int64_t(p.q_start) * t.pack / block_rows + low)) * block_rows;
   return p.first < p.rows;
 }
 

@@ -7,8 +7,6 @@
 namespace hexad {
 namespace cuda {
 
-constexpr int kTileKeys = 64;  // 8 fragments of 8 columns: a bit of a register for each number
-
 struct alignas(16) Sixteen {
   unsigned x[4];
 };
@@ -46,9 +44,10 @@ __device__ inline void load_a(unsigned (&a)[4], const T* tile) {
   ldmatrix_x4(a, tile + lane % 16 * kPitchOf<kDim> + lane / 16 * 8);
 }
 
-// c[m][n] += A_m B_n^T for the kTiles fragments of 16 rows below `left` and the 64 rows of `right`.
-template <class T, int kDim, int kTiles>
-__device__ inline void scores(float (&c)[kTiles][8][4], const T* left, const T* right) {
+// c[m][n] += A_m B_n^T for the kTiles fragments of 16 rows below `left` and the 8 kN rows of
+// `right`.
+template <class T, int kDim, int kTiles, int kN>
+__device__ inline void scores(float (&c)[kTiles][kN][4], const T* left, const T* right) {
   const int lane = int(threadIdx.x) % 32;
   const T* b_row = right + (lane / 16 * 8 + lane % 8) * kPitchOf<kDim> + lane / 8 % 2 * 8;
 #pragma unroll
@@ -57,7 +56,7 @@ __device__ inline void scores(float (&c)[kTiles][8][4], const T* left, const T* 
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) load_a<T, kDim>(a[m], left + 16 * m * kPitchOf<kDim> + d);
 #pragma unroll
-    for (int n = 0; n < 8; n += 2) {
+    for (int n = 0; n < kN; n += 2) {
       unsigned b[4];
       ldmatrix_x4(b, b_row + 8 * n * kPitchOf<kDim> + d);
 #pragma unroll
@@ -89,14 +88,14 @@ __device__ inline unsigned finite_part(unsigned pair) {
 }
 
 // acc[m] += P_m B: the kTiles fragments P of 16 rows and 64 columns, as scores() leaves them,
-// rounded to T, and the 64 rows of `right`. With `careful`, what is not finite in B counts as 0.
-template <class T, int kDim, int kTiles>
-__device__ inline void weigh(float (&acc)[kTiles][kDim / 8][4], const float (&p)[kTiles][8][4],
-                             const T* right, bool careful) {
+// rounded to T, and the 64 rows of `right`. With kCareful, what is not finite in B counts as 0.
+template <bool kCareful, class T, int kDim, int kTiles, int kN>
+__device__ inline void weigh(float (&acc)[kTiles][kDim / 8][4], const float (&p)[kTiles][kN][4],
+                             const T* right) {
   const int lane = int(threadIdx.x) % 32;
   const T* b_row = right + lane % 16 * kPitchOf<kDim> + lane / 16 * 8;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < kN / 2; ++j) {
     unsigned a[kTiles][4];
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
@@ -109,7 +108,7 @@ __device__ inline void weigh(float (&acc)[kTiles][kDim / 8][4], const float (&p)
     for (int n = 0; n < kDim / 8; n += 2) {
       unsigned b[4];
       ldmatrix_x4_trans(b, b_row + 16 * j * kPitchOf<kDim> + 8 * n);
-      if (careful)
+      if (kCareful)
         for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
@@ -122,17 +121,17 @@ __device__ inline void weigh(float (&acc)[kTiles][kDim / 8][4], const float (&p)
 
 // What weigh() left out when careful: each infinity and NaN of B, times its weight, to the rows
 // whose bit in `seen` (4 n + i for p[n][i]) is set.
-template <class T, int kDim>
-__device__ inline void add_special(float (&acc)[kDim / 8][4], const float (&p)[8][4], unsigned seen,
-                                   const T* right) {
+template <class T, int kDim, int kN>
+__device__ inline void add_special(float (&acc)[kDim / 8][4], const float (&p)[kN][4],
+                                   unsigned seen, const T* right) {
   const int lane = int(threadIdx.x) % 32;
   unsigned nonzero = 0, negative = 0;
 #pragma unroll
-  for (int i = 0; i < 32; ++i) {
+  for (int i = 0; i < 4 * kN; ++i) {
     nonzero |= unsigned(p[i / 4][i % 4] != 0) << i;
     negative |= unsigned(p[i / 4][i % 4] < 0) << i;
   }
-  for (int j = 0; j < kTileKeys; ++j) {
+  for (int j = 0; j < 8 * kN; ++j) {
     const int owner = lane / 4 * 4 + j % 8 / 2, bit = j / 8 * 4 + j % 2;
     const unsigned sees = __shfl_sync(kFullWarp, seen, owner) >> bit;
     const unsigned counts = __shfl_sync(kFullWarp, nonzero, owner) >> bit;

@@ -44,8 +44,8 @@ __device__ inline bool sees(const AttentionArgs& a, const AttendPlace& p, int i,
   if ((a.left >= 0 && ahead < -a.left) || (a.right >= 0 && ahead > a.right)) return false;
   if (a.slopes) s -= a.slopes[p.head] * float(ahead < 0 ? -ahead : ahead);
   if (!a.mask) return true;
-  const int64_t at = p.b * a.mask_stride[0] + p.head * a.mask_stride[1] + i * a.mask_stride[2] +
-                     j * a.mask_stride[3];
+  const int64_t at = int64_t(p.b) * a.mask_stride[0] + p.head * a.mask_stride[1] +
+                     i * a.mask_stride[2] + j * a.mask_stride[3];
   if (a.mask_kind == 0) return static_cast<const uint8_t*>(a.mask)[at];
   const float bias = mask_bias(a, at);
   s += bias;
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(kThreads, 3) plain_attention_kernel(AttendTask
       if (first_column + lane + 32 * c < a.value_dim)
         put(out + lane + 32 * c, acc[r][c] * shrink / divisor);
     if (lane == 0 && blockIdx.y == 0)
-      a.lse[p.b * a.lse_stride[0] + p.head * a.lse_stride[1] + (p.q_start + i) * a.lse_stride[2]] =
-          total[r] == 0 ? -INFINITY : m[r] + logf(total[r]);
+      a.lse[int64_t(p.b) * a.lse_stride[0] + p.head * a.lse_stride[1] +
+            (p.q_start + i) * a.lse_stride[2]] = total[r] == 0 ? -INFINITY : m[r] + logf(total[r]);
   }
 }
 

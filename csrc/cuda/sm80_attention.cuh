@@ -1,5 +1,5 @@
-// Attention on the tensor cores of sm_80, FlashAttention-2's way: a block per 64 to 128 rows,
-// kTiles times 16 of them a warp; keys in tiles of 64 counted from key 0, copied in by cp.async
+// Attention on the tensor cores of sm_80, FlashAttention-2's way: a block per 128 rows,
+// kTiles times 16 of them a warp; keys in tiles of kKeys counted from key 0, copied in by cp.async
 // while the tile before is worked on; scores, softmax and weights stay in registers. Exponents are
 // powers of two, scale * log2 e is folded into them.
 //
@@ -15,10 +15,10 @@ namespace hexad {
 namespace cuda {
 namespace {
 
-template <int kDim, int kTiles, int kWarps, int kStages>
+template <int kDim, int kKeys, int kTiles, int kWarps, int kStages>
 struct Layout {
   static constexpr int kRows = 16 * kTiles * kWarps, kThreads = 32 * kWarps;
-  static constexpr int kPitch = kPitchOf<kDim>, kTile = kTileKeys * kPitch;
+  static constexpr int kPitch = kPitchOf<kDim>, kTile = kKeys * kPitch;
   static constexpr size_t kShared = (size_t(kRows) * kPitch + 2 * kStages * kTile) * 2;
 };
 
@@ -27,8 +27,8 @@ struct Lane {
   int row, t;  // the packed row of fragment 0's row g; columns 2t, 2t + 1 of each eight
 };
 
-// Which of the 64 keys from n on each row sees, a bit for each number of its fragment.
-template <int kTiles>
+// Which of the kKeys keys from n on each row sees, a bit for each number of its fragment.
+template <int kKeys, int kTiles>
 __device__ inline void find_seen(unsigned (&seen)[kTiles], const AttendTask& task,
                                  const AttendPlace& p, const Lane& lane, int n) {
   const AttentionArgs& a = task.a;
@@ -41,20 +41,21 @@ __device__ inline void find_seen(unsigned (&seen)[kTiles], const AttendTask& tas
       if (row >= p.rows) continue;
       const int i = row / task.pack, position = i + p.offset;
       const int low = a.left >= 0 ? position - int(a.left) - n : 0;
-      const int reach = a.right >= 0 ? position + int(a.right) - n : kTileKeys;
+      const int reach = a.right >= 0 ? position + int(a.right) - n : kKeys;
       const int high = reach < p.keys - n - 1 ? reach : p.keys - n - 1;
       unsigned bits = 0;
 #pragma unroll
-      for (int k = 0; k < 16; ++k) {
+      for (int k = 0; k < kKeys / 4; ++k) {
         const int key = k / 2 * 8 + 2 * lane.t + k % 2;
         bits |= unsigned(key >= low && key <= high) << (k / 2 * 4 + k % 2);
       }
       if (a.mask && a.mask_kind == 0) {
-        const uint8_t* mask = static_cast<const uint8_t*>(a.mask) + p.b * a.mask_stride[0] +
+        const uint8_t* mask = static_cast<const uint8_t*>(a.mask) +
+                              int64_t(p.b) * a.mask_stride[0] +
                               (p.head + row % task.pack) * a.mask_stride[1] + i * a.mask_stride[2] +
                               (n + 2 * lane.t) * a.mask_stride[3];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kKeys / 8; ++k) {
           unsigned pair = 0;
           if (task.mask_pairs && n + 8 * k + 2 * lane.t + 1 < p.keys) {
             const unsigned both = *reinterpret_cast<const uint16_t*>(mask + 8 * k);
@@ -73,8 +74,8 @@ __device__ inline void find_seen(unsigned (&seen)[kTiles], const AttendTask& tas
 }
 
 // Scores as the options have them, in powers of two; a bias of -inf hides its key.
-template <int kTiles>
-__device__ inline void shape_scores(float (&s)[kTiles][8][4], unsigned (&seen)[kTiles],
+template <int kTiles, int kN>
+__device__ inline void shape_scores(float (&s)[kTiles][kN][4], unsigned (&seen)[kTiles],
                                     const AttendTask& task, const AttendPlace& p, const Lane& lane,
                                     int n) {
   const AttentionArgs& a = task.a;
@@ -87,9 +88,9 @@ __device__ inline void shape_scores(float (&s)[kTiles][8][4], unsigned (&seen)[k
       const int i = row / task.pack, head = p.head + row % task.pack;
       const float slope = a.slopes ? a.slopes[head] * kLog2e : 0.f;
       const int64_t mask_row =
-          p.b * a.mask_stride[0] + head * a.mask_stride[1] + i * a.mask_stride[2];
+          int64_t(p.b) * a.mask_stride[0] + head * a.mask_stride[1] + i * a.mask_stride[2];
 #pragma unroll
-      for (int k = 0; k < 16; ++k) {
+      for (int k = 0; k < 2 * kN; ++k) {
         const int e = 2 * half + k % 2, key = n + k / 2 * 8 + 2 * lane.t + k % 2;
         float x = s[m][k / 2][e] * a.scale;
         if (a.softcap > 0) x = a.softcap * tanhf(x / a.softcap);
@@ -112,8 +113,8 @@ struct Running {
 };
 
 // Scores become weights; what was summed before shrinks to the new maximum.
-template <int kTiles, int kColumns>
-__device__ inline void soften(float (&s)[kTiles][8][4], float (&acc)[kTiles][kColumns][4],
+template <int kTiles, int kN, int kColumns>
+__device__ inline void soften(float (&s)[kTiles][kN][4], float (&acc)[kTiles][kColumns][4],
                               Running (&run)[kTiles][2], const unsigned (&seen)[kTiles],
                               float factor) {
 #pragma unroll
@@ -122,7 +123,7 @@ __device__ inline void soften(float (&s)[kTiles][8][4], float (&acc)[kTiles][kCo
     for (int half = 0; half < 2; ++half) {
       float top = -INFINITY;
 #pragma unroll
-      for (int k = 0; k < 16; ++k) {
+      for (int k = 0; k < 2 * kN; ++k) {
         const int e = 2 * half + k % 2;
         if (!(seen[m] >> (k / 2 * 4 + e) & 1)) s[m][k / 2][e] = -INFINITY;
         top = fmaxf(top, s[m][k / 2][e]);
@@ -136,7 +137,7 @@ __device__ inline void soften(float (&s)[kTiles][8][4], float (&acc)[kTiles][kCo
       r.maximum = maximum;
       float sum = 0.f;
 #pragma unroll
-      for (int k = 0; k < 16; ++k) {
+      for (int k = 0; k < 2 * kN; ++k) {
         float& x = s[m][k / 2][2 * half + k % 2];
         x = exp2_fast(fmaf(x, factor, -base));
         sum += x;
@@ -148,25 +149,26 @@ __device__ inline void soften(float (&s)[kTiles][8][4], float (&acc)[kTiles][kCo
     }
 }
 
-template <class T, int kDim, int kTiles, int kWarps, int kStages, int kBlocks>
+template <class T, int kDim, int kKeys, int kTiles, int kWarps, int kStages, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) attention_kernel(AttendTask task) {
-  using L = Layout<kDim, kTiles, kWarps, kStages>;
+  using L = Layout<kDim, kKeys, kTiles, kWarps, kStages>;
   HEXAD_DYNAMIC_SHARED(T, queries);
   HEXAD_SHARED(int, any_spoilt, [1]);
   T* const tiles = queries + L::kRows * L::kPitch;  // keys, values of each stage
   const AttentionArgs& a = task.a;
-  AttendPlace p;
-  if (!place_block(task, L::kRows, p)) return;
+  // In shared memory, since the registers are full.
+  HEXAD_SHARED(AttendPlace, place, [1]);
+  if (threadIdx.x == 0 && !place_block(task, L::kRows, place[0])) place[0].rows = 0;
+  __syncthreads();
+  const AttendPlace& p = place[0];
+  if (p.first >= p.rows) return;
   const int warp = int(threadIdx.x) / 32, of_warp = 16 * kTiles * warp;
   const Lane lane{p.first + of_warp + int(threadIdx.x) % 32 / 4, int(threadIdx.x) % 4};
-  const int kv_head = p.head / int(a.heads / a.kv_heads), pack = task.pack;
-  const T* k = row_of<T>(a.k, a.k_stride, p.b, kv_head, p.k_start);
-  const T* v = row_of<T>(a.v, a.v_stride, p.b, kv_head, p.k_start);
-
+  const int pack = task.pack, group = int(a.heads / a.kv_heads);
   const int first_position = p.first / pack + p.offset;
   const int last_row = p.first + L::kRows < p.rows ? p.first + L::kRows - 1 : p.rows - 1;
   int begin, end;
-  key_range(a, p.keys, first_position, last_row / pack + p.offset, kTileKeys, begin, end);
+  key_range(a, p.keys, first_position, last_row / pack + p.offset, kKeys, begin, end);
   // The warp's own rows; it works on a tile only if one of them may see a key there.
   const bool idle = p.first + of_warp >= p.rows;
   const int last_own = p.first + of_warp + 16 * kTiles - 1;
@@ -176,12 +178,14 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) attention_kernel(AttendT
   const float factor = shaped ? 1.f : a.scale * kLog2e;
 
   const auto fetch_keys = [&](int n, T* to) {
-    fetch<T, kDim, L::kThreads>(to, kTileKeys, p.keys - n, int(a.head_dim), task.vector,
-                                [&](int r) { return k + int64_t(n + r) * a.k_stride[2]; });
+    fetch<T, kDim, L::kThreads>(to, kKeys, p.keys - n, int(a.head_dim), task.vector, [&](int r) {
+      return row_of<T>(a.k, a.k_stride, p.b, p.head / group, p.k_start + n + r);
+    });
   };
   const auto fetch_values = [&](int n, T* to) {
-    fetch<T, kDim, L::kThreads>(to, kTileKeys, p.keys - n, int(a.value_dim), task.vector,
-                                [&](int r) { return v + int64_t(n + r) * a.v_stride[2]; });
+    fetch<T, kDim, L::kThreads>(to, kKeys, p.keys - n, int(a.value_dim), task.vector, [&](int r) {
+      return row_of<T>(a.v, a.v_stride, p.b, p.head / group, p.k_start + n + r);
+    });
   };
   if (begin < end)
     fetch<T, kDim, L::kThreads>(
@@ -204,8 +208,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) attention_kernel(AttendT
       if (kStages == 2) fetch_values(begin, tiles + L::kTile);
       cp_async_commit();
     }
-    for (int n = begin; n < end; n += kTileKeys) {
-      T* const keys = tiles + (kStages == 2 && (n - begin) / kTileKeys % 2 ? 2 * L::kTile : 0);
+    for (int n = begin; n < end; n += kKeys) {
+      T* const keys = tiles + (kStages == 2 && (n - begin) / kKeys % 2 ? 2 * L::kTile : 0);
       T* const values = keys + L::kTile;
       cp_async_wait<0>();
       __syncthreads();
@@ -213,45 +217,50 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) attention_kernel(AttendT
       // with two, the next of both while this is worked on.
       if (kStages == 1) {
         fetch_values(n, values);
-      } else if (n + kTileKeys < end) {
+      } else if (n + kKeys < end) {
         T* const next = tiles + (keys == tiles ? 2 * L::kTile : 0);
-        fetch_keys(n + kTileKeys, next);
-        fetch_values(n + kTileKeys, next + L::kTile);
+        fetch_keys(n + kKeys, next);
+        fetch_values(n + kKeys, next + L::kTile);
       }
       cp_async_commit();
 
-      bool works = !idle && !(a.left >= 0 && n + kTileKeys <= low_position - int(a.left)) &&
+      bool works = !idle && !(a.left >= 0 && n + kKeys <= low_position - int(a.left)) &&
                    !(a.right >= 0 && n > high_position + int(a.right));
       unsigned seen[kTiles];
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) seen[m] = ~0u;
-      if (works && (n + kTileKeys > p.keys || (a.mask && a.mask_kind == 0) ||
+      if (works && (n + kKeys > p.keys || (a.mask && a.mask_kind == 0) ||
                     (a.left >= 0 && n < high_position - int(a.left)) ||
-                    (a.right >= 0 && n + kTileKeys - 1 > low_position + int(a.right)))) {
-        find_seen<kTiles>(seen, task, p, lane, n);
+                    (a.right >= 0 && n + kKeys - 1 > low_position + int(a.right)))) {
+        find_seen<kKeys, kTiles>(seen, task, p, lane, n);
         unsigned any = seen[0];
         if (kTiles == 2) any |= seen[kTiles - 1];
         works = __any_sync(kFullWarp, any != 0);
       }
-      float s[kTiles][8][4];
+      float s[kTiles][kKeys / 8][4];
       if (works) {
 #pragma unroll
-        for (int i = 0; i < kTiles * 32; ++i) s[i / 32][i / 4 % 8][i % 4] = 0.f;
-        scores<T, kDim, kTiles>(s, queries + of_warp * L::kPitch, keys);
+        for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+          for (int i = 0; i < kKeys / 2; ++i) s[m][i / 4][i % 4] = 0.f;
+        scores<T, kDim>(s, queries + of_warp * L::kPitch, keys);
       }
       if (kStages == 1) {
         cp_async_wait<0>();
         __syncthreads();
-        if (n + kTileKeys < end) fetch_keys(n + kTileKeys, keys);
+        if (n + kKeys < end) fetch_keys(n + kKeys, keys);
         cp_async_commit();
       }
       if (works) {
-        if (shaped) shape_scores<kTiles>(s, seen, task, p, lane, n);
-        soften<kTiles, kDim / 8>(s, acc, run, seen, factor);
-        weigh<T, kDim, kTiles>(acc, s, values, careful);
-        if (careful)
+        if (shaped) shape_scores(s, seen, task, p, lane, n);
+        soften(s, acc, run, seen, factor);
+        if (careful) {
+          weigh<true, T, kDim>(acc, s, values);
 #pragma unroll
           for (int m = 0; m < kTiles; ++m) add_special<T, kDim>(acc[m], s[m], seen[m], values);
+        } else {
+          weigh<false, T, kDim>(acc, s, values);
+        }
       }
     }
     if (careful || begin >= end) break;
@@ -285,7 +294,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) attention_kernel(AttendT
       }
       share[half] = total == 0 ? 0.f : shrink / total;
       if (lane.t == 0 && row < p.rows)
-        a.lse[p.b * a.lse_stride[0] + head * a.lse_stride[1] +
+        a.lse[int64_t(p.b) * a.lse_stride[0] + head * a.lse_stride[1] +
               (p.q_start + row / pack) * a.lse_stride[2]] =
             total == 0 ? -INFINITY : natural + logf(total);
     }
@@ -299,30 +308,30 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) attention_kernel(AttendT
   }
 }
 
-template <class T, int kDim, int kTiles, int kWarps, int kStages, int kBlocks>
+template <class T, int kDim, int kKeys, int kTiles, int kWarps, int kStages, int kBlocks>
 void run_attention(const char* op, AttendTask& task, hexad_stream stream) {
-  using L = Layout<kDim, kTiles, kWarps, kStages>;
+  using L = Layout<kDim, kKeys, kTiles, kWarps, kStages>;
   // Few rows a sequence: the heads that share keys share blocks too.
   const int64_t group = task.a.heads / task.a.kv_heads;
   const int64_t sequences = task.cu_q ? task.a.batch : 1;
   task.pack = task.a.rows < L::kRows * (sequences > 0 ? sequences : 1) ? int(group) : 1;
   const unsigned count = blocks(op, attend_blocks(task, L::kRows));
   if (count)
-    launch(op, attention_kernel<T, kDim, kTiles, kWarps, kStages, kBlocks>, count, L::kThreads,
-           L::kShared, stream, task);
+    launch(op, attention_kernel<T, kDim, kKeys, kTiles, kWarps, kStages, kBlocks>, count,
+           L::kThreads, L::kShared, stream, task);
 }
 
 template <class T>
 void by_head_dim(const char* op, AttendTask task, hexad_stream stream) {
   const int64_t dim = task.a.head_dim > task.a.value_dim ? task.a.head_dim : task.a.value_dim;
   if (dim <= 64)
-    run_attention<T, 64, 2, 4, 2, 2>(op, task, stream);
+    run_attention<T, 64, 64, 2, 4, 2, 2>(op, task, stream);
   else if (dim <= 96)
-    run_attention<T, 96, 2, 4, 2, 2>(op, task, stream);
+    run_attention<T, 96, 64, 2, 4, 2, 2>(op, task, stream);
   else if (dim <= 128)
-    run_attention<T, 128, 2, 4, 1, 2>(op, task, stream);
+    run_attention<T, 128, 32, 2, 4, 2, 2>(op, task, stream);
   else
-    run_attention<T, 256, 1, 8, 1, 1>(op, task, stream);
+    run_attention<T, 256, 64, 1, 8, 1, 1>(op, task, stream);
 }
 
 }  // namespace
