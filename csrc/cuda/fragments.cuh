@@ -37,28 +37,24 @@ __device__ inline void fetch(T* tile, int rows, int there, int width, bool vecto
   }
 }
 
-// The fragment of A at rows 0 .. 15 of `tile`, columns 0 .. 15.
-template <class T, int kDim>
-__device__ inline void load_a(unsigned (&a)[4], const T* tile) {
-  const int lane = int(threadIdx.x) % 32;
-  ldmatrix_x4(a, tile + lane % 16 * kPitchOf<kDim> + lane / 16 * 8);
-}
-
 // c[m][n] += A_m B_n^T for the kTiles fragments of 16 rows below `left` and the 8 kN rows of
 // `right`.
 template <class T, int kDim, int kTiles, int kN>
 __device__ inline void scores(float (&c)[kTiles][kN][4], const T* left, const T* right) {
   const int lane = int(threadIdx.x) % 32;
-  const T* b_row = right + (lane / 16 * 8 + lane % 8) * kPitchOf<kDim> + lane / 8 % 2 * 8;
+  constexpr int kRow = 2 * kPitchOf<kDim>;  // bytes
+  const SharedAt a_at = shared_at(left + lane % 16 * kPitchOf<kDim> + lane / 16 * 8);
+  const SharedAt b_at =
+      shared_at(right + (lane / 16 * 8 + lane % 8) * kPitchOf<kDim> + lane / 8 % 2 * 8);
 #pragma unroll
   for (int d = 0; d < kDim; d += 16) {
     unsigned a[kTiles][4];
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) load_a<T, kDim>(a[m], left + 16 * m * kPitchOf<kDim> + d);
+    for (int m = 0; m < kTiles; ++m) ldmatrix_x4(a[m], a_at, 16 * m * kRow + 2 * d);
 #pragma unroll
     for (int n = 0; n < kN; n += 2) {
       unsigned b[4];
-      ldmatrix_x4(b, b_row + 8 * n * kPitchOf<kDim> + d);
+      ldmatrix_x4(b, b_at, 8 * n * kRow + 2 * d);
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         mma_m16n8k16<T>(c[m][n], a[m], b[0], b[1]);
@@ -93,7 +89,8 @@ template <bool kCareful, class T, int kDim, int kTiles, int kN>
 __device__ inline void weigh(float (&acc)[kTiles][kDim / 8][4], const float (&p)[kTiles][kN][4],
                              const T* right) {
   const int lane = int(threadIdx.x) % 32;
-  const T* b_row = right + lane % 16 * kPitchOf<kDim> + lane / 16 * 8;
+  constexpr int kRow = 2 * kPitchOf<kDim>;  // bytes
+  const SharedAt b_at = shared_at(right + lane % 16 * kPitchOf<kDim> + lane / 16 * 8);
 #pragma unroll
   for (int j = 0; j < kN / 2; ++j) {
     unsigned a[kTiles][4];
@@ -107,7 +104,7 @@ __device__ inline void weigh(float (&acc)[kTiles][kDim / 8][4], const float (&p)
 #pragma unroll
     for (int n = 0; n < kDim / 8; n += 2) {
       unsigned b[4];
-      ldmatrix_x4_trans(b, b_row + 16 * j * kPitchOf<kDim> + 8 * n);
+      ldmatrix_x4_trans(b, b_at, 16 * j * kRow + 16 * n);
       if (kCareful)
         for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
 #pragma unroll
@@ -139,6 +136,7 @@ __device__ inline void add_special(float (&acc)[kDim / 8][4], const float (&p)[k
     const T* row = right + j * kPitchOf<kDim> + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kDim / 8 * 2; ++i) {
+      keep_order();
       const float x = to_float(row[i / 2 * 8 + i % 2]);
       if (x - x == 0) continue;
 #pragma unroll

@@ -213,6 +213,7 @@ _op = Op(
     gradients=(0, 1, 2, 3, 9, 10),
     dtypes=DTYPES,
     backward=_backward,
+    backward_on=("cpu", "cuda", "cuda-emulated"),
 )
 
 
