@@ -16,7 +16,7 @@ extern "C" hexad_status hexad_attention(const hexad_tensor* q, const hexad_tenso
     const hexad_tensor* tensors[] = {q, k, v, out};
     const char* names[] = {"q", "k", "v", "out"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 4);
-    const DType dtype = require_floats(tensors, names, 4, q && q->device_type == HEXAD_CPU);
+    const DType dtype = require_floats(tensors, names, 4, true);
     require_rank(lse, "lse", 3);
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);

@@ -4,6 +4,7 @@
 
 #include "api/heads.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -13,13 +14,15 @@ extern "C" hexad_status hexad_attention_backward(
     const hexad_tensor* grad_lse, const hexad_tensor* mask, hexad_tensor* grad_q,
     hexad_tensor* grad_k, hexad_tensor* grad_v, hexad_tensor* workspace, int64_t slots,
     int32_t split, int32_t causal, int64_t left, int64_t right, float softcap, float scale,
-    hexad_stream) {
+    hexad_stream stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {q, k, v, grad_out, out, grad_q, grad_k, grad_v};
     const char* names[] = {"q", "k", "v", "grad_out", "out", "grad_q", "grad_k", "grad_v"};
     for (int i = 0; i < 8; ++i) require_rank(tensors[i], names[i], 4);
-    const DType dtype = require_floats(tensors, names, 8);
-    require_cpu(*q, "attention_backward");
+    const DType dtype = require_floats(tensors, names, 8, true);
+    const bool cuda = on_cuda(*q);
+    if (dtype == DType::f16 && !cuda)
+      fail(HEXAD_UNSUPPORTED, "q: is float16, which attention_backward has on CUDA only");
     const hexad_tensor* statistics[] = {lse, grad_lse};
     const char* statistic_names[] = {"lse", "grad_lse"};
     for (int s = 0; s < 2; ++s) {
@@ -49,7 +52,7 @@ extern "C" hexad_status hexad_attention_backward(
     args.v = data<void>(*v), args.out = data<void>(*out), args.lse = data<float>(*lse);
     args.grad_q = data<void>(*grad_q), args.grad_k = data<void>(*grad_k);
     args.grad_v = data<void>(*grad_v);
-    args.bf16 = dtype == DType::bf16, args.split = split != 0;
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16, args.split = split != 0;
     args.batch = q->shape[0], args.heads = q->shape[1], args.kv_heads = k->shape[1];
     args.rows = q->shape[2], args.keys = k->shape[2];
     args.head_dim = q->shape[3], args.value_dim = v->shape[3];
@@ -66,10 +69,14 @@ extern "C" hexad_status hexad_attention_backward(
       require_rank(mask, "mask", 4);
       require_device(*mask, "mask", *q);
       const DType kind = dtype_of(*mask);
-      HEXAD_REQUIRE(kind == DType::boolean || kind == DType::f32 || kind == DType::bf16,
+      HEXAD_REQUIRE(kind == DType::boolean || kind == DType::f32 || kind == DType::bf16 ||
+                        (kind == DType::f16 && args.f16),
                     "mask: is %s, wants bool, float32 or bfloat16", name_of(kind));
       args.mask = data<void>(*mask);
-      args.mask_kind = kind == DType::boolean ? 0 : kind == DType::f32 ? 1 : 2;
+      args.mask_kind = kind == DType::boolean ? 0
+                       : kind == DType::f32   ? 1
+                       : kind == DType::bf16  ? 2
+                                              : 3;
       const int64_t want[] = {args.batch, args.heads, args.rows, args.keys};
       for (int i = 0; i < 4; ++i) {
         HEXAD_REQUIRE(mask->shape[i] == 1 || mask->shape[i] == want[i],
@@ -86,11 +93,12 @@ extern "C" hexad_status hexad_attention_backward(
         args.rows <= kMostElements / (kMaxHeadDim + 16) / std::max<int64_t>(1, args.heads),
         "q: has %lld rows of %lld heads, more than a workspace can serve", (long long)args.rows,
         (long long)args.heads);
-    args.room = backward_room(args.heads / args.kv_heads, args.rows, args.head_dim, args.value_dim,
-                              args.split);
+    args.room = cuda ? 0
+                     : backward_room(args.heads / args.kv_heads, args.rows, args.head_dim,
+                                     args.value_dim, args.split);
     const int64_t rest = args.batch * args.heads * args.rows;
-    HEXAD_REQUIRE(slots >= 1 && slots <= workspace->shape[0] / args.room &&
-                      slots * args.room + rest <= workspace->shape[0],
+    HEXAD_REQUIRE((cuda || (slots >= 1 && slots <= workspace->shape[0] / args.room)) &&
+                      (cuda ? 0 : slots * args.room) + rest <= workspace->shape[0],
                   "workspace: has %lld floats, wants %lld in each of %lld slots and %lld more",
                   (long long)workspace->shape[0], (long long)args.room, (long long)slots,
                   (long long)rest);
@@ -98,6 +106,7 @@ extern "C" hexad_status hexad_attention_backward(
     args.offset = causal == 2 ? 0 : args.keys - args.rows;
     args.left = reach(left), args.right = causal ? 0 : reach(right);
     args.softcap = softcap, args.scale = scale;
+    if (cuda) return cuda::attention_backward(args, stream);
     cpu().attention_backward(args);
   });
 }

@@ -2,6 +2,7 @@
 
 #include "api/heads.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
@@ -25,13 +26,12 @@ extern "C" hexad_status hexad_attention_varlen(
     const hexad_tensor* q, const hexad_tensor* k, const hexad_tensor* v, const hexad_tensor* cu_q,
     const hexad_tensor* cu_k, const hexad_tensor* alibi_slopes, const hexad_tensor* sinks,
     hexad_tensor* out, hexad_tensor* lse, int32_t causal, int64_t left, int64_t right,
-    float softcap, float scale, hexad_stream) {
+    float softcap, float scale, hexad_stream stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {q, k, v, out};
     const char* names[] = {"q", "k", "v", "out"};
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 3);
     const DType dtype = require_floats(tensors, names, 4, true);
-    require_cpu(*q, "attention_varlen");
     require_rank(lse, "lse", 2);
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);
@@ -51,8 +51,11 @@ extern "C" hexad_status hexad_attention_varlen(
     require_rows(*cu_k, "cu_seqlens_k");
     HEXAD_REQUIRE(cu_q->shape[0] > 0, "cu_seqlens_q: is empty, wants at least one entry");
     require_size(*cu_k, "cu_seqlens_k", 0, cu_q->shape[0]);
-    require_starts(*cu_q, "cu_seqlens_q", q->shape[0]);
-    require_starts(*cu_k, "cu_seqlens_k", k->shape[0]);
+    // Elsewhere the values are the caller's care: reading them would wait for the device.
+    if (q->device_type == HEXAD_CPU) {
+      require_starts(*cu_q, "cu_seqlens_q", q->shape[0]);
+      require_starts(*cu_k, "cu_seqlens_k", k->shape[0]);
+    }
     require_distinct(*out, "out");
     require_distinct(*lse, "lse");
     left = reach(left), right = reach(right);
@@ -63,7 +66,7 @@ extern "C" hexad_status hexad_attention_varlen(
     args.slopes = per_head(alibi_slopes, "alibi_slopes", q->shape[1], *q);
     args.sinks = per_head(sinks, "sinks", q->shape[1], *q);
     args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16;
-    args.sequences = cu_q->shape[0] - 1, args.rows = q->shape[0];
+    args.sequences = cu_q->shape[0] - 1, args.rows = q->shape[0], args.keys = k->shape[0];
     args.heads = q->shape[1], args.kv_heads = k->shape[1];
     args.head_dim = q->shape[2], args.value_dim = v->shape[2];
     strides_of(*q, 2, args.q_stride), strides_of(*k, 2, args.k_stride);
@@ -72,6 +75,7 @@ extern "C" hexad_status hexad_attention_varlen(
     args.upper_left = causal == 2;
     args.left = left, args.right = causal ? 0 : right;
     args.softcap = softcap, args.scale = scale;
+    if (on_cuda(*q)) return cuda::attention_varlen(args, stream);
     cpu().attention_varlen(args);
   });
 }

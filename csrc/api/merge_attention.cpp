@@ -2,18 +2,19 @@
 
 #include "api/heads.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
 
 using namespace hexad;
 
 extern "C" hexad_status hexad_merge_attention(const hexad_tensor* out_a, const hexad_tensor* lse_a,
                                               const hexad_tensor* out_b, const hexad_tensor* lse_b,
-                                              hexad_tensor* out, hexad_tensor* lse, hexad_stream) {
+                                              hexad_tensor* out, hexad_tensor* lse,
+                                              hexad_stream stream) {
   return guarded([&] {
     const hexad_tensor* tensors[] = {out_a, out_b, out};
     const char* names[] = {"out_a", "out_b", "out"};
     for (int i = 0; i < 3; ++i) require_rank(tensors[i], names[i], 2);
     const DType dtype = require_floats(tensors, names, 3);
-    require_cpu(*out_a, "merge_attention");
     const hexad_tensor* statistics[] = {lse_a, lse_b, lse};
     const char* statistic_names[] = {"lse_a", "lse_b", "lse"};
     for (int i = 0; i < 3; ++i) {
@@ -30,6 +31,7 @@ extern "C" hexad_status hexad_merge_attention(const hexad_tensor* out_a, const h
                                   data<float>(*lse_b),  data<void>(*out),   data<float>(*lse),
                                   dtype == DType::bf16, out_a->shape[0],    out_a->shape[1],
                                   stride(*out_a, 0),    stride(*out_b, 0),  stride(*out, 0)};
+    if (on_cuda(*out_a)) return cuda::merge_attention(args, stream);
     cpu().merge_attention(args);
   });
 }

@@ -21,6 +21,12 @@ __device__ inline unsigned shared_address(const void* p) {
   return unsigned(__cvta_generic_to_shared(p));
 }
 
+// A place in shared memory as ldmatrix takes it: 32 bits, to which a constant adds for nothing.
+using SharedAt = unsigned;
+__device__ inline SharedAt shared_at(const void* p) {
+  return shared_address(p);
+}
+
 // C += A B in float32; the whole warp calls it.
 template <class T>
 __device__ inline void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0,
@@ -38,15 +44,15 @@ HEXAD_MMA(bf16, "bf16")
 HEXAD_MMA(f16, "f16")
 #undef HEXAD_MMA
 
-// 8 x 8 matrices of 16-bit numbers from shared memory: lanes 8 i .. 8 i + 7 point at the 16-byte
-// rows of matrix i, and r[i] gets the two numbers of its row g at columns 2t, 2t + 1; with `trans`
-// those of its column g at rows 2t, 2t + 1.
-#define HEXAD_LDMATRIX(name, count, modifiers, list, ...)                    \
-  __device__ inline void name(unsigned (&r)[count], const void* row) {       \
-    asm volatile("ldmatrix.sync.aligned.m8n8." modifiers ".shared.b16 " list \
-                 : __VA_ARGS__                                               \
-                 : "r"(shared_address(row))                                  \
-                 : "memory");                                                \
+// 8 x 8 matrices of 16-bit numbers from shared memory: lanes 8 i .. 8 i + 7 name the 16-byte
+// rows of matrix i (`bytes` after `row`), and r[i] gets the two numbers of its row g at columns 2t,
+// 2t + 1; with `trans` those of its column g at rows 2t, 2t + 1.
+#define HEXAD_LDMATRIX(name, count, modifiers, list, ...)                          \
+  __device__ inline void name(unsigned (&r)[count], SharedAt row, int bytes = 0) { \
+    asm volatile("ldmatrix.sync.aligned.m8n8." modifiers ".shared.b16 " list       \
+                 : __VA_ARGS__                                                     \
+                 : "r"(row + unsigned(bytes))                                      \
+                 : "memory");                                                      \
   }
 HEXAD_LDMATRIX(ldmatrix_x1, 1, "x1", "{%0}, [%1];", "=r"(r[0]))
 HEXAD_LDMATRIX(ldmatrix_x1_trans, 1, "x1.trans", "{%0}, [%1];", "=r"(r[0]))
@@ -81,6 +87,11 @@ __device__ inline void cp_async_commit() {
 template <int kPending>
 __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Loads do not move across: many that started early would each hold a register.
+__device__ inline void keep_order() {
+  asm volatile("" ::: "memory");
 }
 
 // 2^x to about 2^-22, subnormal results become 0.

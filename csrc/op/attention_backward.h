@@ -10,10 +10,10 @@ struct AttentionBackwardArgs {
   const float *lse, *grad_lse;  // grad_lse null: zero
   const void* mask;             // null: none
   void *grad_q, *grad_k, *grad_v;
-  float* workspace;  // `slots` of `room` floats, then batch * heads * rows more
+  float* workspace;  // `slots` of `room` floats (CUDA: none), then batch * heads * rows more
   int64_t slots, room;
-  bool bf16, split;
-  int mask_kind;  // 0 bool, 1 float32, 2 bfloat16
+  bool bf16, f16, split;  // f16: CUDA only
+  int mask_kind;          // 0 bool, 1 float32, 2 bfloat16, 3 float16
   int64_t batch, heads, kv_heads, rows, keys, head_dim, value_dim;
   // batch, head, row
   int64_t grad_out_stride[3], q_stride[3], k_stride[3], v_stride[3], out_stride[3], lse_stride[3];

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, native
-from hexad_kernels.op import NATIVE_DTYPES, Op
+from hexad_kernels.op import Op
 
 MAX_HEAD_DIM = 3840  # what the CPU kernels' scratch holds
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FAR = 2**40  # beyond any sequence, and no overflow when added to a position
 CAUSAL: dict[Any, int] = {False: 0, True: 1, "upper_left": 2}
 
@@ -172,15 +173,6 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> str | None:
     return None
 
 
-def _cuda_refuses(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
-    softcap: float | None, scale: float | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
-) -> str | None:  # fmt: skip
-    if alibi_slopes is not None or sinks is not None:
-        return "alibi_slopes and sinks: its kernels have neither"
-    return refuses(q, k, v)
-
-
 def _native(
     outputs: tuple[Tensor, Tensor],
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int, left: int, right: int,
@@ -217,16 +209,16 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=NATIVE_DTYPES,
+    cuda=DTYPES,
     refuses=refuses,
-    cuda_refuses=_cuda_refuses,
+    cuda_refuses=refuses,
     gradients=(0, 1, 2, 3, 9, 10),
-    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    dtypes=DTYPES,
     backward=_backward,
     batch=lambda *_: {0: 4, 1: 4, 2: 4, 3: 4},
     cast="lower",
     cast_at=(0, 1, 2),
-    backward_on=("cpu", "triton", "triton-interpreted"),
+    backward_on=("cpu", "cuda", "cuda-emulated", "triton", "triton-interpreted"),
 )
 
 
@@ -264,7 +256,7 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over a whole sequence of queries.
 
-    q          (B, Hq, Sq, D); float32, bfloat16, float16 on the CPU and in Triton (others through the reference)
+    q          (B, Hq, Sq, D); float32, bfloat16, float16 (float64 through the reference)
     k, v       (B, Hkv, Skv, D), (B, Hkv, Skv, Dv), dtype and device of q; Hkv divides Hq: query head h reads key head
                h // (Hq / Hkv). Any strides.
     causal     True: row i sits at position i + Skv - Sq (the last row sees every key); "upper_left": at position i
@@ -277,7 +269,7 @@ def attention(
     sinks      (Hq,) float32: a logit that takes its share of each row's weight and has no value
     Returns out (B, Hq, Sq, Dv) like q; with return_lse also lse (B, Hq, Sq), natural logarithm, float32 (float64 for
     float64). A row without a visible key: out 0, lse -inf (or the sink). Differentiable in q, k, v, a floating mask,
-    alibi_slopes and sinks. The CUDA kernels take neither of the last two.
+    alibi_slopes and sinks.
     Raises ValueError (shapes, options, devices) or TypeError (dtypes) that names the argument.
     """
     kind = check.choice(causal, "causal", CAUSAL)

@@ -25,6 +25,7 @@ from torch import Tensor
 from hexad_kernels import check, native
 from hexad_kernels.attention import (
     CAUSAL,
+    DTYPES,
     _check_mask,
     check_heads,
     check_numbers,
@@ -105,6 +106,12 @@ def _refuses(
     return refuses(q, k, v)
 
 
+def _cuda_refuses(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: object
+) -> str | None:  # fmt: skip
+    return "head dimension over 256" if max(q.shape[3], v.shape[3]) > 256 else None
+
+
 def _padded(n: int) -> int:
     return -(-n // 16) * 16
 
@@ -130,7 +137,10 @@ def _native(
         mask = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
     batch, heads, rows, dim = q.shape
     kv_heads = k.shape[1]
-    floats, slots, split = workspace(batch * kv_heads, heads // kv_heads, rows, dim, v.shape[3])
+    if q.is_cuda or native.emulated:
+        floats, slots, split = batch * heads * rows, 0, False
+    else:
+        floats, slots, split = workspace(batch * kv_heads, heads // kv_heads, rows, dim, v.shape[3])
     native.C.attention_backward(
         check.unit_stride(grad_out), check.unit_stride(q), check.unit_stride(k), check.unit_stride(v),
         check.unit_stride(out), lse, grad_lse, mask, *outputs, q.new_empty(floats, dtype=torch.float32), slots, split,
@@ -145,8 +155,10 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=DTYPES,
     refuses=_refuses,
     batch=lambda *_: {2: 4, 0: 4, 1: 3, 3: 4, 4: 4, 5: 4, 6: 3, 7: 4},
+    cuda_refuses=_cuda_refuses,
 )
 
 

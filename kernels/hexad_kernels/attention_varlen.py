@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, native
-from hexad_kernels.attention import CAUSAL, check_heads, check_numbers, check_per_head, packed, refuses, window_sides
+from hexad_kernels.attention import (
+    CAUSAL,
+    DTYPES,
+    check_heads,
+    check_numbers,
+    check_per_head,
+    packed,
+    refuses,
+    window_sides,
+)
 from hexad_kernels.attention import reference as attend
 from hexad_kernels.op import Op
 
@@ -110,9 +119,11 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
+    cuda=DTYPES,
     refuses=refuses,
+    cuda_refuses=refuses,
     gradients=(0, 1, 2, 10, 11),
-    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    dtypes=DTYPES,
     backward=_backward,
     cast="lower",
     cast_at=(0, 1, 2),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hexad_kernels import check, native
-from hexad_kernels.op import Op
+from hexad_kernels.op import NATIVE_DTYPES, Op
 
 
 def contract(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +65,7 @@ _op = Op(
     reference=reference,
     native=_native,
     batch=lambda *_: {0: 2, 1: 1, 2: 2, 3: 1},
+    cuda=NATIVE_DTYPES,
 )
 
 

@@ -141,9 +141,14 @@ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
   });
 }
 
-#define HEXAD_LDMATRIX(name, count, trans)                               \
-  inline void name(unsigned (&r)[count], const void* row, HEXAD_WHERE) { \
-    cuda_emulator::ldmatrix(r, count, trans, row, #name, file, line);    \
+using SharedAt = const char*;
+inline SharedAt shared_at(const void* p) {
+  return static_cast<SharedAt>(p);
+}
+
+#define HEXAD_LDMATRIX(name, count, trans)                                           \
+  inline void name(unsigned (&r)[count], SharedAt row, int bytes = 0, HEXAD_WHERE) { \
+    cuda_emulator::ldmatrix(r, count, trans, row + bytes, #name, file, line);        \
   }
 HEXAD_LDMATRIX(ldmatrix_x1, 1, false)
 HEXAD_LDMATRIX(ldmatrix_x1_trans, 1, true)
@@ -175,6 +180,7 @@ void cp_async_wait() {
   cuda_emulator::land(c, c.group - kPending);
 }
 
+inline void keep_order() {}
 inline float exp2_fast(float x) {
   return std::exp2(x);
 }

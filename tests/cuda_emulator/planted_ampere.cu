@@ -47,10 +47,10 @@ __global__ void product(const T* a, const T* b, float* out, Bug bug) {
     }
     if (bug != no_barrier) __syncthreads();
     unsigned x[4], y[4], z[2];
-    ldmatrix_x4(x, left[step % 2] + (first + lane % 16) * kPitch + lane / 16 * 8);
-    ldmatrix_x4_trans(y, right[step % 2] + lane % 16 * kPitchB + lane / 16 * 8);
+    ldmatrix_x4(x, shared_at(left[step % 2] + (first + lane % 16) * kPitch + lane / 16 * 8));
+    ldmatrix_x4_trans(y, shared_at(right[step % 2] + lane % 16 * kPitchB + lane / 16 * 8));
     mma_m16n8k16<T>(c[0], x, y[0], y[1]);
-    ldmatrix_x2_trans(z, right[step % 2] + lane % 16 * kPitchB + 8);
+    ldmatrix_x2_trans(z, shared_at(right[step % 2] + lane % 16 * kPitchB + 8));
     if (bug == apart && lane == 3) __syncwarp();
     mma_m16n8k16<T>(c[1], x, z[0], z[1]);
     if (bug != no_second_barrier) __syncthreads();
@@ -68,10 +68,10 @@ __global__ void turn(const T* a, float* out) {
   for (int i = lane; i < 16 * 8; i += 32) tile[i] = a[i];
   __syncthreads();
   unsigned one[1], one_turned[1], two[2], two_turned[2];
-  ldmatrix_x1(one, tile + lane % 8 * 8);
-  ldmatrix_x1_trans(one_turned, tile + lane % 8 * 8);
-  ldmatrix_x2(two, tile + lane % 16 * 8);
-  ldmatrix_x2_trans(two_turned, tile + lane % 16 * 8);
+  ldmatrix_x1(one, shared_at(tile + lane % 8 * 8));
+  ldmatrix_x1_trans(one_turned, shared_at(tile + lane % 8 * 8));
+  ldmatrix_x2(two, shared_at(tile + lane % 16 * 8));
+  ldmatrix_x2_trans(two_turned, shared_at(tile + lane % 16 * 8));
   const int g = lane / 4, t = lane % 4;
   bool right = one[0] == two[0] && one_turned[0] == two_turned[0];
   for (int m = 0; m < 2; ++m)

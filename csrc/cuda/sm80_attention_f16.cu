@@ -1,0 +1,12 @@
+// sm80_attention.cuh for f16; a type a file, so that they compile side by side.
+#include "cuda/sm80_attention.cuh"
+
+namespace hexad {
+namespace cuda {
+
+void sm80_attend(const char* op, AttendTask task, f16, hexad_stream stream) {
+  by_head_dim<f16>(op, task, stream);
+}
+
+}  // namespace cuda
+}  // namespace hexad

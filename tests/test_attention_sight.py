@@ -1,0 +1,108 @@
+"""A row's bits are decided by what it sees, on every native backend: hidden keys, tiles, alignment, packed heads."""
+
+import math
+
+import pytest
+import torch
+
+import hexad_kernels
+from hexad_kernels import attention, attention_varlen
+
+HALVES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def served_by(backend_name):
+    if backend_name.startswith("triton"):
+        pytest.skip("Triton's kernels have tests of their own")
+    with hexad_kernels.backend(backend_name):
+        yield
+
+
+def inputs(dtype, *, heads=2, kv_heads=1, rows=70, keys=140, dim=40, value_dim=None):
+    g = torch.Generator().manual_seed(0)
+    shapes = (1, heads, rows, dim), (1, kv_heads, keys, dim), (1, kv_heads, keys, value_dim or dim)
+    return [torch.randn(s, generator=g).to(dtype) for s in shapes]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_hidden_keys_do_not_matter_and_seen_ones_do(dtype, value):
+    q, k, v = inputs(dtype)
+    mask = torch.ones(140, dtype=torch.bool)
+    mask[3] = False
+    plain = attention(q, k, v, mask=mask, causal=True, return_lse=True)
+    for at in ([3], [3, 120]):
+        spoilt_k, spoilt_v = (t.index_fill(2, torch.tensor(at), value) for t in (k, v))
+        for given in ((k, spoilt_v), (spoilt_k, spoilt_v)):
+            got = attention(q, *given, mask=mask, causal=True, return_lse=True)
+            with hexad_kernels.backend("reference"):
+                want = attention(q, *given, mask=mask, causal=True, return_lse=True)
+            free = 50 if at == [3, 120] else 70  # rows that do not see key 120
+            assert same([t[:, :, :free] for t in got], [t[:, :, :free] for t in plain])
+            for g, w in zip(got, want):
+                assert torch.equal(g.isnan(), w.isnan()) and torch.equal(g.isinf(), w.isinf())
+                assert torch.equal(g[g.isinf()], w[w.isinf()])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dim", [24, 128])
+def test_masks_windows_and_later_keys(dtype, dim):
+    q, k, v = inputs(dtype, rows=140, dim=dim)
+    whole = attention(q, k, v, causal=True, window=50, return_lse=True)
+    ahead = torch.arange(140) - torch.arange(140)[:, None]
+    mask = (ahead <= 0) & (ahead > -50)
+    assert same(attention(q, k, v, mask=mask, return_lse=True), whole)
+    assert same(attention(q, k, v, mask=mask.expand(141, 140, 140)[::70][:1], return_lse=True), whole)
+    for n in (1, 64, 97):
+        first = attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], causal=True, window=50, return_lse=True)
+        assert same(first, [t[:, :, :n] for t in whole])
+    last = attention(q[:, :, 97:], k, v, causal=True, window=50, return_lse=True)
+    assert same(last, [t[:, :, 97:] for t in whole])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_alignment_and_layout(dtype):
+    q, k, v = inputs(dtype, value_dim=33)
+    whole = attention(q, k, v, causal=True)
+    for shift in (1, 8):
+        moved = []
+        for t in (q, k, v):
+            wide = torch.full((1, t.shape[2], t.shape[1], t.shape[3] + 24), math.nan, dtype=dtype)
+            moved.append(wide[..., shift : shift + t.shape[3]].transpose(1, 2).copy_(t))
+        assert torch.equal(attention(*moved, causal=True), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [5, 140])
+def test_heads_that_share_keys(dtype, rows):
+    """Few rows are packed with those of the other heads of their key; each has the bits that it has alone."""
+    q, k, v = inputs(dtype, heads=6, kv_heads=2, rows=rows)
+    options = {"alibi_slopes": torch.arange(6) / 8, "sinks": torch.arange(6) / 2}
+    bias = torch.randn(1, 6, rows, 140, generator=torch.Generator().manual_seed(1)).masked_fill_(
+        torch.arange(140) % 7 == 0, -math.inf
+    )
+    whole = attention(q, k, v, causal=True, mask=bias, return_lse=True, **options)
+    for h in range(6):
+        kv = [t[:, h // 3 : h // 3 + 1] for t in (k, v)]
+        one = {name: value[h : h + 1] for name, value in options.items()}
+        alone = attention(q[:, h : h + 1], *kv, causal=True, mask=bias[:, h : h + 1], return_lse=True, **one)
+        assert same(alone, [t[:, h : h + 1] for t in whole])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_packed_sequences(dtype):
+    lengths_q, lengths_k = (5, 0, 130, 33), (5, 3, 90, 7)
+    at_q, at_k = (torch.tensor([0, *n]).cumsum(0).to(torch.int32) for n in (lengths_q, lengths_k))
+    g = torch.Generator().manual_seed(4)
+    shapes = (168, 6, 24), (105, 2, 24), (105, 2, 40)
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in shapes)
+    out, lse = attention_varlen(q, k, v, at_q, at_k, causal=True, return_lse=True)
+    for a, b, c, d in zip(at_q, at_q[1:], at_k, at_k[1:]):
+        one = (t.transpose(0, 1)[None] for t in (q[a:b], k[c:d], v[c:d]))
+        want, want_lse = attention(*one, causal=True, return_lse=True)
+        assert torch.equal(out[a:b], want[0].transpose(0, 1)) and torch.equal(lse[:, a:b], want_lse[0])
