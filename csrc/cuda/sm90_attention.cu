@@ -17,9 +17,6 @@ namespace {
 
 constexpr int kGroupRows = 64, kRows = 2 * kGroupRows, kStages = 2;
 constexpr int kConsumers = 256, kThreads = 128 + kConsumers;
-constexpr int kReleases = kConsumers / 32;  // arrivals that free a tile: one a warp
-constexpr unsigned kMark = 0x7fc0a11d;      // a NaN that no arithmetic makes
-constexpr float kLog2E = 1.4426950408889634f;
 
 template <class T, int kDim>
 struct Tiles {
@@ -44,6 +41,10 @@ struct alignas(1024) CarefulShared : Shared<T, kDim> {
 };
 
 #ifdef HEXAD_HOPPER
+
+constexpr int kReleases = kConsumers / 32;  // arrivals that free a tile: one a warp
+constexpr unsigned kMark = 0x7fc0a11d;      // a NaN that no arithmetic makes
+constexpr float kLog2E = 1.4426950408889634f;
 
 // A tile of query rows and the keys that its rows see.
 struct Tile {
@@ -84,12 +85,12 @@ __device__ inline bool marked(const AttentionArgs& a, const Tile& t) {
   return __any_sync(kFullWarp, found);
 }
 
-// Counts the stages of a ring.
+// How many tiles have gone through a ring of stages.
 struct Ring {
-  int stage = 0, parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
+  unsigned count = 0;
+  __device__ __forceinline__ int stage() const { return int(count % kStages); }
+  __device__ __forceinline__ int parity() const { return int(count / kStages % 2); }
+  __device__ __forceinline__ void next() { ++count; }
 };
 
 template <class Rows>
@@ -120,10 +121,10 @@ __device__ __forceinline__ void produce(const AttentionArgs& a, const TensorMap&
     q_parity ^= 1;
     for (int n = t.begin; n < t.end; n += kKeys, ring.next()) {
       if (threadIdx.x % 32) continue;
-      const int s = ring.stage;
-      barrier_wait(&shared.k_empty[s], ring.parity ^ 1);
+      const int s = ring.stage();
+      barrier_wait(&shared.k_empty[s], ring.parity() ^ 1);
       fetch(shared.k[s], k_map, &shared.k_full[s], n, t.h / group, t.b);
-      barrier_wait(&shared.v_empty[s], ring.parity ^ 1);
+      barrier_wait(&shared.v_empty[s], ring.parity() ^ 1);
       fetch(shared.v[s], v_map, &shared.v_full[s], n, t.h / group, t.b);
     }
     __syncwarp();
@@ -147,15 +148,16 @@ struct Consumer {
   int all_from, all_to;  // the keys that all of the warpgroup's rows see
   float o[kDim / 2], s[kKeys / 2], m[2], total[2], before[2];
   unsigned p[kKeys / 16][4];
-  float factor;  // from scores to exponents of 2
 
   __device__ __forceinline__ Consumer(const AttentionArgs& a, Memory& shared)
       : a(a),
         shared(shared),
         group(int(threadIdx.x) / 128 - 1),
         lane(int(threadIdx.x) % 32),
-        local_row(int(threadIdx.x) % 128 / 32 * 16 + int(threadIdx.x) % 32 / 4),
-        factor((a.softcap > 0 ? a.softcap : a.scale) * kLog2E) {}
+        local_row(int(threadIdx.x) % 128 / 32 * 16 + int(threadIdx.x) % 32 / 4) {}
+
+  // From scores to exponents of e.
+  __device__ __forceinline__ float factor() const { return a.softcap > 0 ? a.softcap : a.scale; }
 
   // Issues s = q k^T of a tile of keys.
   __device__ __forceinline__ void score(int stage) {
@@ -172,6 +174,8 @@ struct Consumer {
   // Issues o += p v.
   __device__ __forceinline__ void add_values(int stage) {
     const uint64_t v = swizzled_descriptor(shared_address(shared.v[stage]), kKeys * 128);
+    keep(o);
+    keep(p);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i)
@@ -211,6 +215,7 @@ struct Consumer {
         if (key < low[r] || key > high[r]) s[i] = -INFINITY;
       }
     }
+    const float factor = this->factor() * kLog2E;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float top = m[r];
@@ -290,12 +295,13 @@ struct Consumer {
 
   // o += p v for the keys n, n + 1, ..., with nothing else under way.
   __device__ __forceinline__ void sum_values(Ring& values, int n) {
-    barrier_wait(&shared.v_full[values.stage], values.parity);
-    if (kCareful) clear_special(values.stage);
-    add_values(values.stage);
+    barrier_wait(&shared.v_full[values.stage()], values.parity());
+    if (kCareful) clear_special(values.stage());
+    add_values(values.stage());
     wgmma_wait<0>();
     keep(o);
-    release(&shared.v_empty[values.stage]);
+    keep(p);
+    release(&shared.v_empty[values.stage()]);
     values.next();
     if (kCareful) add_special(n);
   }
@@ -320,7 +326,7 @@ struct Consumer {
       for (int i = 2 * r; i < kDim / 2; i += 4)
         *reinterpret_cast<unsigned*>(out + i / 4 * 8) = pack(T{}, o[i] * scale, o[i + 1] * scale);
       if (lane % 4) continue;
-      float lse = total[r] == 0 ? -INFINITY : m[r] * (factor / kLog2E) + logf(total[r]);
+      float lse = total[r] == 0 ? -INFINITY : m[r] * factor() + logf(total[r]);
       if (!kCareful && special) lse = __uint_as_float(kMark);
       *lse_at(a, tile, row) = lse;
     }
@@ -349,13 +355,13 @@ struct Consumer {
       if (t.begin < t.end) {
         barrier_wait(&shared.q_full, q_parity);
         q_parity ^= 1;
-        barrier_wait(&shared.k_full[keys.stage], keys.parity);
+        barrier_wait(&shared.k_full[keys.stage()], keys.parity());
         take_turn();
-        score(keys.stage);
+        score(keys.stage());
         pass_turn();
         wgmma_wait<0>();
         keep(s);
-        release(&shared.k_empty[keys.stage]);
+        release(&shared.k_empty[keys.stage()]);
         keys.next();
         weigh(t.begin);
         pack_weights();
@@ -363,23 +369,24 @@ struct Consumer {
         for (; n < t.end; n += kKeys) {
           // With care the values are summed first: it takes the registers of the scores.
           if (kCareful) sum_values(values, n - kKeys);
-          barrier_wait(&shared.k_full[keys.stage], keys.parity);
+          barrier_wait(&shared.k_full[keys.stage()], keys.parity());
           take_turn();
-          score(keys.stage);
+          score(keys.stage());
           if (!kCareful) {
-            barrier_wait(&shared.v_full[values.stage], values.parity);
-            add_values(values.stage);
+            barrier_wait(&shared.v_full[values.stage()], values.parity());
+            add_values(values.stage());
           }
           pass_turn();
           wgmma_wait<kCareful ? 0 : 1>();
           keep(s);
-          release(&shared.k_empty[keys.stage]);
+          release(&shared.k_empty[keys.stage()]);
           keys.next();
           weigh(n);
           if (!kCareful) {
             wgmma_wait<0>();
             keep(o);
-            release(&shared.v_empty[values.stage]);
+            keep(p);
+            release(&shared.v_empty[values.stage()]);
             values.next();
           }
           rescale();
