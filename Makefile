@@ -41,7 +41,7 @@ bench-peers: build
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files 'csrc/*' 'bindings/*' 'examples/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files 'csrc/*' 'bindings/*' 'examples/*' | grep -E '\.(h|hpp|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 gpu:
