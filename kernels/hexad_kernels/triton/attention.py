@@ -197,12 +197,21 @@ def attention_kernel(
     q_batch, q_head, q_row, q_col, k_batch, k_head, k_row, k_col, v_batch, v_head, v_row, v_col,
     mask_batch, mask_head, mask_row, mask_col, out_batch, out_head, out_row, lse_batch, lse_head,
     slopes_stride, sinks_stride, starts_q_stride, starts_k_stride, left, right, softcap, factor,
-    VARLEN: tl.constexpr, PACK: tl.constexpr, UPPER_LEFT: tl.constexpr, MASK: tl.constexpr, LEFT: tl.constexpr,
-    RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, KIND: tl.constexpr,
-    PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ALIGN: tl.constexpr, VARLEN: tl.constexpr, PACK: tl.constexpr, UPPER_LEFT: tl.constexpr, MASK: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
+    KIND: tl.constexpr, PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = BM // PACK
+    # Sizes come divided by ALIGN: so the compiler sees whole 16-byte words where rows are 72 elements long.
+    dim *= ALIGN
+    value_dim *= ALIGN
+    q_row *= ALIGN
+    k_row *= ALIGN
+    v_row *= ALIGN
+    q_batch, q_head = tl.cast(q_batch, tl.int64) * ALIGN, tl.cast(q_head, tl.int64) * ALIGN
+    k_batch, k_head = tl.cast(k_batch, tl.int64) * ALIGN, tl.cast(k_head, tl.int64) * ALIGN
+    v_batch, v_head = tl.cast(v_batch, tl.int64) * ALIGN, tl.cast(v_head, tl.int64) * ALIGN
     pid = tl.program_id(0)
     if VARLEN:
         b = tl.cast(0, tl.int64)
@@ -216,7 +225,7 @@ def attention_kernel(
         q_ptr += tl.cast(start_q, tl.int64) * q_row
         k_ptr += tl.cast(start_k, tl.int64) * k_row
         v_ptr += tl.cast(start_k, tl.int64) * v_row
-        out_ptr += tl.cast(start_q, tl.int64) * out_row
+        out_ptr += tl.cast(start_q, tl.int64) * out_row * ALIGN
         lse_ptr += start_q
         if first >= row_count:
             return
@@ -281,7 +290,7 @@ def attention_kernel(
         k_row, k_col, v_row, v_col, mask_col, left, right, softcap, factor,
         MASK, LEFT, RIGHT, SOFTCAP, ALIBI, KIND, True, False, PAD_K, PAD_V, UP, BN, D, DV,
     )  # fmt: skip
-    out_at = out_ptr + b * out_batch + (head * out_head + wide * out_row)[:, None]
+    out_at = out_ptr + b * out_batch * ALIGN + ((head * out_head + wide * out_row) * ALIGN)[:, None]
     if any_special(acc):
         # A few columns at a time: the care costs registers.
         part = tl.arange(0, CAREFUL_COLUMNS)
@@ -310,7 +319,7 @@ def padded(dim: int) -> int:
 
 # Rows and keys of a tile, warps, stages, by the head dimension up to which they hold: the widest that spill nothing.
 TILES = {
-    "sm_80": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_80": {64: (128, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 32, 8, 2)},
     "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
     "sm_100": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
     "gfx942": {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)},
@@ -340,7 +349,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: object)
     """Shared by the ops of the family: (B, H, S, D), or packed (S, H, D)."""
     if max(q.shape[-1], v.shape[-1]) > 256:
         return f"head dimension {max(q.shape[-1], v.shape[-1])}, its tiles hold 256"
-    if max(max(t.stride(-1), t.stride(2 if t.ndim == 4 else 0)) for t in (k, v)) >= 2**24:
+    if max(max(t.stride(-1), t.stride(2 if t.ndim == 4 else 0)) for t in (q, k, v)) >= 2**24:
         return "rows 2^24 elements apart, its tiles count offsets in 32 bits"
     return refuse_dtypes(q, None if mask is None or mask.dtype == torch.bool else mask)
 
@@ -379,6 +388,12 @@ def heads_of_a_tile(rows: int, group: int, tile: int) -> int:
     return group if 2 * rows <= tile and group <= tile else 1
 
 
+def aligned(*sizes: int) -> tuple[int, tuple[int, ...]]:
+    """(ALIGN, the sizes divided by it): 8, where it divides all but columns 1 apart."""
+    align = 8 if all(n % 8 == 0 for n in sizes) else 1
+    return align, tuple(n // align for n in sizes)
+
+
 def stride_of(t: Tensor | None) -> int:
     return 0 if t is None else t.stride(0)
 
@@ -405,12 +420,16 @@ def run(
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     count = triton.cdiv(rows, size // pack)
+    q_col, k_col, v_col = (t.stride(3) for t in (q, k, v))
+    align, (d, dv, *rest) = aligned(
+        dim, value_dim, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3]
+    )  # fmt: skip
     launch(
         attention_kernel, (count * (heads // pack) * batch,), q.device,
-        q, k, v, mask, alibi_slopes, sinks, None, None, out, lse, count, 1, heads, group, rows, keys, dim, value_dim,
-        *q.stride(), *k.stride(), *v.stride(), *strides, *out.stride()[:3], *lse.stride()[:2],
+        q, k, v, mask, alibi_slopes, sinks, None, None, out, lse, count, 1, heads, group, rows, keys, d, dv,
+        *rest[:3], q_col, *rest[3:6], k_col, *rest[6:9], v_col, *strides, *rest[9:], *lse.stride()[:2],
         stride_of(alibi_slopes), stride_of(sinks), 0, 0, left, right, cap, factor,
-        False, pack, causal == 2, masked, left >= 0, right >= 0, softcap is not None, alibi_slopes is not None,
+        align, False, pack, causal == 2, masked, left >= 0, right >= 0, softcap is not None, alibi_slopes is not None,
         sinks is not None, kind, widths[0] != dim, widths[1] != value_dim, INTERPRETED, size, step, *widths,
         num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip

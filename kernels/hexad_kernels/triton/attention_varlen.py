@@ -37,15 +37,18 @@ def run(
     q_row, q_head, q_col = q.stride()
     k_row, k_head, k_col = k.stride()
     v_row, v_head, v_col = v.stride()
+    align, (d, dv, q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head) = attention.aligned(
+        dim, value_dim, q_row, q_head, k_row, k_head, v_row, v_head, *out.stride()[:2]
+    )  # fmt: skip
     launch(
         attention_kernel, (count * (heads // pack),), q.device,
         q, k, v, None, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, out, lse,
-        count, sequences, heads, heads // kv_heads, tokens, keys, dim, value_dim,
+        count, sequences, heads, heads // kv_heads, tokens, keys, d, dv,
         0, q_head, q_row, q_col, 0, k_head, k_row, k_col, 0, v_head, v_row, v_col, 0, 0, 0, 0,
-        0, out.stride(1), out.stride(0), 0, lse.stride(0),
+        0, out_head, out_row, 0, lse.stride(0),
         stride_of(alibi_slopes), stride_of(sinks), cu_seqlens_q.stride(0), cu_seqlens_k.stride(0),
         left, right, cap, factor,
-        True, pack, causal == 2, 0, left >= 0, right >= 0, softcap is not None, alibi_slopes is not None,
+        align, True, pack, causal == 2, 0, left >= 0, right >= 0, softcap is not None, alibi_slopes is not None,
         sinks is not None, kind, widths[0] != dim, widths[1] != value_dim, INTERPRETED, size, step, *widths,
         num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip
