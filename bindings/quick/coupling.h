@@ -23,8 +23,8 @@ inline PyObject* coupling(Values& v) {
   Output y(v, x, x->ndim, x->shape);
   Statistics log_det(v, {x->shape[0]});
   const bool done = run(v, [&] {
-    return hexad_coupling(x, shift, log_scale, y.get(), log_det.get(), inverse, split, flip, map,
-                          float(clamp), nullptr);
+    return hexad_coupling(x, shift, log_scale, y.get(), log_det.get(), nullptr, nullptr, inverse,
+                          split, flip, map, float(clamp), nullptr);
   });
   return done ? pair(y, log_det) : nullptr;
 }

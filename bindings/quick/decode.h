@@ -47,8 +47,8 @@ inline PyObject* decode(Values& v) {
   Statistics lse(v, {q->shape[0], heads});
   const bool done = run(v, [&] {
     return hexad_decode(q, cache.k, cache.value, cache.lengths, cache.table, cache.k_scale,
-                        cache.v_scale, scores.slopes, scores.sinks, out.get(), lse.get(), left,
-                        scores.softcap, scores.scale, nullptr);
+                        cache.v_scale, scores.slopes, scores.sinks, out.get(), lse.get(), nullptr,
+                        left, scores.softcap, scores.scale, nullptr);
   });
   return done ? pair(out, lse) : nullptr;
 }

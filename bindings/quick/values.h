@@ -10,8 +10,8 @@
 
 namespace quick {
 
-// What must hold before an argument is looked at: no forced backend, dispatch mode, functorch level,
-// autocast or forward-mode level.
+// What must hold before an argument is looked at: no forced backend, dispatch mode, functorch
+// level, autocast or forward-mode level.
 struct Guards {
   PyObject *forced, *modes, *functorch, *autocast, *grad, *forward_mode;
 };
