@@ -53,14 +53,15 @@ def test_other_forms_are_the_hosts(options):
     assert not convolutions.fits(nn.Conv2d(4, 4, 3, **{"padding": 1, **options}))
 
 
-def test_a_sequence_of_few_pixels():
+@pytest.mark.parametrize("side", [8, 16])
+def test_a_sequence(side):
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1), nn.LeakyReLU(0.0), nn.Conv2d(32, 32, 1), nn.LeakyReLU(0.2),
-        nn.Conv2d(32, 6, 3, padding=1),
+        nn.Conv2d(32, 40, 3, padding=1), nn.LeakyReLU(0.0), nn.Conv2d(40, 6, 3, padding=1),
     )  # fmt: skip
-    few = convolutions.FewPixels.of(net)
+    few = convolutions.ChannelsLast.of(net)
     net.requires_grad_(False)
-    x = torch.randn(2, 3, 8, 8)
-    assert few.serves(x) and not few.serves(torch.randn(3, 3, 8, 8)) and not few.serves(x.double())
+    x = torch.randn(2, 3, side, side)
+    assert few.serves(x) and not few.serves(x.double())
     torch.testing.assert_close(few(x), net(x), rtol=0, atol=1e-5)
-    assert convolutions.FewPixels.of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))) is None
+    assert convolutions.ChannelsLast.of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))) is None

@@ -23,6 +23,7 @@ from hexad.integrations.layers import State, host_serves
 FEW = 128  # pixels of all images together
 TILES = 64  # of 4 x 4 outputs, from which on Winograd pays
 CHANNELS = 64
+NARROW = 32  # input channels whose columns are cheap to lay out
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -133,14 +134,17 @@ def fastest(self: Any, x: Tensor) -> Tensor:
     return winograd(x, self._hexad, self)
 
 
-class FewPixels:
-    """A sequence of convolutions and leaky ReLUs for few pixels, which stay channels-last between the layers."""
+class ChannelsLast:
+    """A sequence of convolutions and leaky ReLUs, channels last between the layers.
+
+    Layers of size 1, of few input channels or of few pixels are products, with the ReLU in them; the rest is torch's.
+    """
 
     def __init__(self, layers: list[tuple[nn.Conv2d, float]]) -> None:
         self.layers = [(conv, slope, State("convolution", direct)) for conv, slope in layers]
 
     @staticmethod
-    def of(sequence: nn.Sequential) -> FewPixels | None:
+    def of(sequence: nn.Sequential) -> ChannelsLast | None:
         found: list[tuple[nn.Conv2d, float]] = []
         for module in sequence:
             if type(module) is nn.Conv2d and fits(module):
@@ -149,13 +153,17 @@ class FewPixels:
                 found[-1] = (found[-1][0], module.negative_slope)
             else:
                 return None
-        return FewPixels(found) if found else None
+        return ChannelsLast(found) if found else None
 
     def serves(self, x: Tensor) -> bool:
-        return few(x) and not torch.compiler.is_compiling() and not host_serves(x, self.layers[0][0].weight)
+        return x.ndim == 4 and not torch.compiler.is_compiling() and not host_serves(x, self.layers[0][0].weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         for conv, slope, state in self.layers:
-            y = product(x, state, conv, "relu" if slope == 0 else None)
-            x = (y if slope in (0.0, 1.0) else F.leaky_relu(y, slope)).permute(0, 3, 1, 2)
+            if conv.kernel_size == (1, 1) or conv.in_channels <= NARROW or few(x):
+                x = product(x, state, conv, "relu" if slope == 0 else None).permute(0, 3, 1, 2)
+                slope = slope or 1.0
+            else:
+                x = conv(x)
+            x = x if slope == 1 else F.leaky_relu(x, slope)
         return x

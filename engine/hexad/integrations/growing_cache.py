@@ -47,11 +47,12 @@ def layer_of(cache: Any, index: int, key: Tensor, value: Tensor) -> Any:
         if cache.layer_class_to_replicate is not DynamicLayer:
             return None
         cache.layers.append(DynamicLayer())
-    layer: Any = cache.layers[index]
+    layer = cache.layers[index]
     if type(layer) is not DynamicLayer:
         return None
-    if layer.is_initialized and layer.keys.numel():
-        for held, new in ((layer.keys, key), (layer.values, value)):
+    seen: Any = (layer.keys, layer.values)
+    if layer.is_initialized and seen[0].numel():
+        for held, new in zip(seen, (key, value)):
             if held.shape[:2] != new.shape[:2] or held.shape[3] != new.shape[3] or held.dtype != new.dtype:
                 return None
     return layer

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hexad_kernels as hk
-from hexad.integrations.convolutions import FewPixels
+from hexad.integrations.convolutions import ChannelsLast
 from hexad.integrations.flows import Map, Parts, couple_all, dtype_of, fold, probe, unknown
 from hexad.integrations.host import check_version
 
@@ -100,7 +100,7 @@ class Conditioner(nn.Module):
             raise unknown("scale_map", coupling, f"scale_map {self.map!r}")
         self.scale_map = "sigmoid" if self.map == "sigmoid_inv" else "exp"
         sequence = self.net.net if type(self.net) in (nf.nets.ConvNet2d, nf.nets.MLP) else None
-        self.few = FewPixels.of(sequence) if isinstance(sequence, nn.Sequential) else None
+        self.sequence = ChannelsLast.of(sequence) if isinstance(sequence, nn.Sequential) else None
         for module in sequence or ():
             if type(module) is nn.LeakyReLU:  # of a convolution's output, which nobody else holds
                 module.inplace = True
@@ -113,7 +113,9 @@ class Conditioner(nn.Module):
                 last.bias.copy_(last.bias[order].clone())
 
     def forward(self, passive: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = self.few(passive) if self.few is not None and self.few.serves(passive) else self.net(passive)
+        out = (
+            self.sequence(passive) if self.sequence is not None and self.sequence.serves(passive) else self.net(passive)
+        )
         if not self.scale:
             return out, None
         shift, log_scale = out.chunk(2, 1) if self.sorted else (out[:, 0::2], out[:, 1::2])
