@@ -493,10 +493,6 @@ def run(
 # Registers and shared memory of the largest kernel a case launches, with a tenth to spare.
 BUDGET = {
     "llama_training bfloat16": {
-        "sm_80": (255, 53504),
-        "sm_90": (255, 131072),
-        "sm_100": (248, 148480),
-        "gfx942": (512, 20480),
-        "matrix": True,
+        "sm_80": (255, 53504), "sm_90": (255, 131072), "sm_100": (248, 148480), "gfx942": (512, 20480), "matrix": True,
     },
-}
+}  # fmt: skip
