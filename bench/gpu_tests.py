@@ -59,13 +59,15 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def build(architecture: str | None, seconds: float) -> list[Ran]:
-    """CMake as setup.py runs it, but for one chip only (None: without CUDA) and without setuptools."""
-    where = str(ROOT / "build" / "native")
-    chosen = f"-DHEXAD_CUDA_ARCHITECTURES={architecture}" if architecture else "-DHEXAD_CUDA=OFF"
-    configure = ["cmake", "-S", str(ROOT), "-B", where, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", chosen]
+    """CMake as setup.py runs it, without setuptools. For a chip only that one, in a folder of its own: a choice made
+    here must not stay in the build that `make` keeps. None: that build, as it is configured."""
+    where = str(ROOT / "build" / ("gpu" if architecture else "native"))
+    configure = ["cmake", "-S", str(ROOT), "-B", where, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+    if architecture:
+        configure += ["-DHEXAD_CUDA=ON", f"-DHEXAD_CUDA_ARCHITECTURES={architecture}"]
     until, done = time.monotonic() + seconds, []
     for name, command in (
-        ("configure", [*configure, "-DHEXAD_CUDA=ON"] if architecture else configure),
+        ("configure", configure),
         ("build", ["cmake", "--build", where]),
         ("install", ["cmake", "--install", where, "--prefix", str(ROOT / "kernels" / "hexad_kernels")]),
     ):

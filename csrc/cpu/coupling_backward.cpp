@@ -2,8 +2,9 @@
 //   forward  dx = g e^s,   dt = g,    ds = g (y - t) + l      with y - t = x e^s
 //   inverse  dx = g e^-s,  dt = -dx,  ds = -g y - l           with y = (x - t) e^-s
 // g and l are the gradients of y and of log_det.
-#include "cpu/couple.h"
 #include "op/coupling_backward.h"
+
+#include "cpu/couple.h"
 
 namespace hexad {
 namespace {
