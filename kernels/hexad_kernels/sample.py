@@ -199,7 +199,8 @@ def sample(
     Returns (B,) int64. It has no gradient.
 
     Raises ValueError, and returns nothing, for a row that has NaN or is -inf everywhere (naming it) and for a
-    parameter out of range.
+    parameter out of range. A GPU's kernel cannot wait to raise: it gives -1 for a row with NaN and -2 for one that is
+    -inf everywhere, and per-row parameters are the caller's care.
     """
     scalar: list[Any] = []
     rows: list[Tensor | None] = []

@@ -221,7 +221,6 @@ def run(
 BUDGET = {
     "gpt_prefill bfloat16": {"sm_80": (255, 25600), "sm_90": (184, 41984), "gfx942": (248, 25600), "matrix": True},
     "llama_prefill bfloat16": {"sm_80": (248, 37888), "sm_90": (184, 50176), "gfx942": (208, 21504), "matrix": True},
-    "masked bfloat16": {"sm_80": (184, 19456), "sm_90": (152, 27648), "gfx942": (160, 17408), "matrix": True},
     "gpt_prefill float32": {
         "sm_80": (136, 10240),
         "sm_90": (144, 10240),
