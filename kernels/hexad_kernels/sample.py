@@ -208,8 +208,9 @@ def sample(
     Returns (B,) int64. It has no gradient.
 
     Raises ValueError, and returns nothing, for a row that has NaN or is -inf everywhere (naming it) and for a
-    parameter out of range. A CUDA kernel can't raise without waiting for it: there such a row's token is -1 (NaN), -2
-    (-inf everywhere) or -3 (a parameter in a tensor out of range), and the other rows have theirs.
+    parameter out of range. A GPU's kernel cannot wait to raise: there such a row's token is -1 (NaN), -2 (-inf
+    everywhere) or, in CUDA, -3 (a parameter in a tensor out of range; in Triton the caller's care), and the other rows
+    have theirs.
     """
     if arrays.foreign(logits):
         options = {"position": position, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}

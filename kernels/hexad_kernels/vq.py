@@ -77,6 +77,7 @@ def vq(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     codebook  (K, D), K >= 1
     Returns quantized (..., D), exact copies of entries, and index (...) int64. Not differentiable: use the
     straight-through estimator, x + (quantized - x).detach().
-    ValueError or TypeError names a wrong argument, or the first row and entry whose distance is NaN.
+    ValueError or TypeError names a wrong argument, or the first row and entry whose distance is NaN; a GPU's kernel
+    cannot wait to raise and gives such a row index -1 and NaN.
     """
     return _op(x, codebook)

@@ -122,7 +122,6 @@ def run(
 
 
 BUDGET = {
-    "gpt_step bfloat16": {"sm_80": (40, 0), "sm_90": (40, 0), "sm_100": (40, 0), "gfx942": (32, 0)},
     "rotated_interleaved float32": {
         "sm_80": (240, 5120),
         "sm_90": (224, 5120),

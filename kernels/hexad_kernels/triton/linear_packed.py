@@ -186,7 +186,6 @@ def run(
 
 
 BUDGET = {
-    "float32_long_rows float32": {"sm_80": (56, 512), "sm_90": (72, 512), "sm_100": (56, 512), "gfx942": (40, 256)},
     "bfloat16_long_rows bfloat16": {"sm_80": (64, 256), "sm_90": (56, 256), "sm_100": (56, 256), "gfx942": (48, 256)},
     "int8_eight_rows bfloat16": {
         "sm_80": (144, 9216),

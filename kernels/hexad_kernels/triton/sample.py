@@ -271,5 +271,4 @@ def run(
 
 BUDGET = {
     "vocabulary float32": {"sm_80": (192, 5120), "sm_90": (192, 5120), "sm_100": (184, 5120), "gfx942": (120, 5120)},
-    "large_vocabulary_greedy bfloat16": {"sm_80": (80, 64), "sm_90": (80, 64), "sm_100": (88, 64), "gfx942": (56, 64)},
 }
