@@ -19,10 +19,13 @@ def ops():
     return {p.stem for p in (ROOT / "tests/cases").glob("*.py")} - MACHINERY
 
 
+# Several kernels of one op: by chip (plain: any), by type.
+VARIANT = re.compile(r"^(sm\d+|plain)_|_(bf16|f16)$")
+
+
 def test_one_op_one_name():
     for room, pattern in ROOMS.items():
-        stems = {p.stem.removesuffix("_backward") for p in (ROOT / room).glob(pattern)} - MACHINERY
-        stems = {re.sub(r"^sm\d+_", "", stem) for stem in stems}  # bound to one chip
+        stems = {VARIANT.sub("", p.stem).removesuffix("_backward") for p in (ROOT / room).glob(pattern)} - MACHINERY
         assert stems <= ops(), f"{room}: {stems - ops()} are no ops"
     for op in ops():
         assert (ROOT / f"kernels/hexad_kernels/{op}.py").exists() or op in SHARED, f"{op} has no contract and reference"

@@ -57,7 +57,8 @@ __device__ inline void put_row(float* to, const float (&acc)[kColumns], int widt
 
 // kKeyRows: the block owns keys. Lanes hold columns lane, lane + 32, ... of the gradients.
 template <bool kKeyRows, int kColumns>
-__global__ void __launch_bounds__(kThreads, 3) plain_attention_backward_kernel(BackwardTask task) {
+__global__ void __launch_bounds__(kThreads, kColumns > 4 ? 2 : 3)
+    plain_attention_backward_kernel(BackwardTask task) {
   const AttentionBackwardArgs& a = task.a;
   const int group = int(a.heads / a.kv_heads), dim = int(a.head_dim), value_dim = int(a.value_dim);
   const int owned = int(kKeyRows ? a.keys : a.rows), heads = int(kKeyRows ? a.kv_heads : a.heads);
