@@ -110,6 +110,18 @@ inline int __clz(int x) {
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return unsigned(uint64_t(a) * b >> 32);
 }
+// Byte i of the result is the byte of y:x that nibble i of the selector names.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t both = uint64_t(y) << 32 | x;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) out |= unsigned(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}
+// Four products of signed bytes, summed.
+inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 32; i += 8) sum += int8_t(a >> i) * int8_t(b >> i);
+  return sum;
+}
 template <class T>
 inline T __ldg(const T* p) {
   return *p;
