@@ -123,6 +123,7 @@ def test_functions_with_options(made):
 def test_nothing_is_copied_on_the_way_in(monkeypatch):
     x = np.random.rand(3, 8).astype(np.float32)
     seen = []
+    monkeypatch.setattr(OPS["norm"], "_quick", None)
     monkeypatch.setattr(OPS["norm"], "native", lambda outputs, *args: seen.append(args[0].data_ptr()))
     got = hk.norm(x)
     assert seen == [x.ctypes.data] and isinstance(got, np.ndarray)
@@ -135,6 +136,7 @@ def test_results_are_the_kernels_own_memory(monkeypatch):
     made = []
     op = OPS["norm"]
     native = op.native
+    monkeypatch.setattr(op, "_quick", None)
     monkeypatch.setattr(op, "native", lambda outputs, *a: (made.append(outputs[0].data_ptr()), native(outputs, *a)))
     got = hk.norm(np.ones((3, 8), np.float32))
     assert got.ctypes.data == made[0] and got.flags.writeable

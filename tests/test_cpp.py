@@ -149,10 +149,11 @@ int main() {
   std::vector<float> x = {1, 2, 3, 4}, shift = {10, 20}, y(4), log_det(1);
   const auto in = hexad::view(x, {1, 4});
   hexad::call(hexad_coupling, in, hexad::view(shift, {1, 2}), nullptr, hexad::view(y, {1, 4}),
-              hexad::view(log_det, {1}), 0, 0, 0, 0, 1.0f);
+              hexad::view(log_det, {1}), nullptr, nullptr, 0, 0, 0, 0, 1.0f);
   std::printf("%g %g %g %g\n", y[0], y[1], y[2], y[3]);
   try {
-    hexad::call(hexad_coupling, in, in, nullptr, hexad::view(y, {1, 4}), hexad::view(log_det, {1}), 0, 0, 0, 0, 1.0f);
+    hexad::call(hexad_coupling, in, in, nullptr, hexad::view(y, {1, 4}), hexad::view(log_det, {1}),
+                nullptr, nullptr, 0, 0, 0, 0, 1.0f);
   } catch (const hexad::Error& error) {
     std::printf("%d %s\n", int(error.status()), error.what());
   }

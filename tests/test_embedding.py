@@ -24,12 +24,12 @@ int main(void) {
   hexad_tensor ty = {y, HEXAD_CPU, 0, 2, 2, 32, 1, full, NULL, 0};
   hexad_tensor tl = {log_det, HEXAD_CPU, 0, 1, 2, 32, 1, one, NULL, 0};
   if (hexad_abi_version() != HEXAD_ABI_VERSION) return 2;
-  if (hexad_coupling(&tx, &tt, NULL, &ty, &tl, 0, 0, 0, 0, 1.0f, NULL) != HEXAD_OK) {
+  if (hexad_coupling(&tx, &tt, NULL, &ty, &tl, NULL, NULL, 0, 0, 0, 0, 1.0f, NULL) != HEXAD_OK) {
     fprintf(stderr, "%s\n", hexad_last_error());
     return 1;
   }
   printf("%g %g %g %g\n", y[0], y[1], y[2], y[3]);
-  if (hexad_coupling(&tx, &tx, NULL, &ty, &tl, 0, 0, 0, 0, 1.0f, NULL) != HEXAD_INVALID) return 3;
+  if (hexad_coupling(&tx, &tx, NULL, &ty, &tl, NULL, NULL, 0, 0, 0, 0, 1.0f, NULL) != HEXAD_INVALID) return 3;
   printf("%s\n", hexad_last_error());
   return 0;
 }

@@ -141,8 +141,8 @@ class GPT {
       float lse[kHeads];
       hexad::call(hexad_decode, hexad::view(turned, {1, kHeads, d}), keys, values,
                   hexad::view(used, {1}), nullptr, nullptr, nullptr, nullptr, nullptr,
-                  hexad::view(mixed, {1, kHeads, d}), hexad::View<float>(lse, {1, kHeads}), -1,
-                  0.0f, float(1 / std::sqrt(double(d))));
+                  hexad::view(mixed, {1, kHeads, d}), hexad::View<float>(lse, {1, kHeads}), nullptr,
+                  -1, 0.0f, float(1 / std::sqrt(double(d))));
       linear(mixed, b.project, sum, 0, &h);
       normalise(sum, b.norm2, n);
       linear(n, b.up, wide, 3, nullptr);

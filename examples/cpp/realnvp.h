@@ -118,7 +118,8 @@ class RealNVP {
     std::vector<float> x(y.size()), log_det(static_cast<size_t>(n));
     hexad::call(hexad_coupling, hexad::view(y, {n, c.shape[0], c.shape[1], c.shape[2]}), shift,
                 scale, hexad::view(x, {n, c.shape[0], c.shape[1], c.shape[2]}),
-                hexad::view(log_det, {n}), 1, c.checkerboard ? 1 : 0, c.flip, 1, kClamp);
+                hexad::view(log_det, {n}), nullptr, nullptr, 1, c.checkerboard ? 1 : 0, c.flip, 1,
+                kClamp);
     y = std::move(x);
   }
 

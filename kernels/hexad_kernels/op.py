@@ -349,7 +349,7 @@ class Op:
     def has_kernel(self, args: tuple[Any, ...]) -> bool:
         """Whether a kernel, not only the reference, serves these arguments."""
         forced = _forced.get()
-        names = _preferred(_device(args)) if forced is None else (forced,)
+        names = _preferred(self.name, args) if forced is None else (forced,)
         return any(name != "reference" and self.refusal(name, args) is None for name in names)
 
     def _triton_module(self) -> Any:

@@ -18,7 +18,7 @@ def case(name, shape, outputs, *, bias=True, residual=False, activation=None, dt
         return Call((call.args[0][i : i + 1], *call.args[1:]), options)
 
     moved = rows * k + outputs * k + rows * outputs * (2 if residual else 1)
-    flags["without"] = ("cuda",) if rows > 16 else ()
+    flags["without"] = ("cuda", "triton") if rows > 16 else ()
     work = Work(flops=2.0 * rows * k * outputs, bytes=moved * dtype_size)
     batch = shape[0] if len(shape) > 1 else 1
     return Case(name, make, row if len(shape) > 1 else None, batch=batch, work=work, **flags)
@@ -37,10 +37,10 @@ CASES = [
     case("no_features", (3, 0), 5),
     case("no_outputs", (3, 5), 0),
     case("empty_batch", (0, 4, 8), 6),
-    case("many_rows", (203, 80), 131, residual=True, without=("triton",)),
+    case("many_rows", (203, 80), 131, residual=True),
     case("many_outputs", (13, 100), 520, activation="gelu"),
     case("token", (1, 768), 3072, activation="gelu", bench=True),
     case("batch", (8, 768), 3072, bench=True, bench_only=True),
-    case("prompt", (512, 768), 3072, activation="gelu", bench=True, bench_only=True, without=("triton",)),
-    case("prompt_down", (512, 3072), 768, residual=True, bench=True, bench_only=True, without=("triton",)),
+    case("prompt", (512, 768), 3072, activation="gelu", bench=True, bench_only=True),
+    case("prompt_down", (512, 3072), 768, residual=True, bench=True, bench_only=True),
 ]

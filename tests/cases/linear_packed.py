@@ -33,7 +33,8 @@ def case(form, name, shape, rows, *, bias=True, residual=False, activation=None,
         return Call((call.args[0][i : i + 1], *call.args[1:]), options)
 
     moved = 4 * (count * k + count * outputs * (2 if residual else 1)) + rows * k * BITS[form] / 8
-    flags["without"] = ("cuda",) if count > 16 or form not in ("int8", "int4") else ()
+    without = ("cuda",) if count > 16 or form not in ("int8", "int4") else ()
+    flags["without"] = (*without, "triton") if count > 8 else without
     work = Work(flops=2.0 * count * rows * k, bytes=moved)
     return Case(f"{form}_{name}", make, row if len(shape) > 1 else None, batch=shape[0], work=work, **flags)
 
@@ -52,15 +53,15 @@ CASES = [
         case(form, "no_outputs", (3, 5), 0),
         case(form, "empty_batch", (0, 4, 8), 6),
         case(form, "eight_rows", (8, 300), 131),
-        case(form, "many_rows", (203, 80), 131, residual=True, without=("triton",)),
+        case(form, "many_rows", (203, 80), 131, residual=True),
         case(form, "long_rows", (3, 4100), 33),
-        case(form, "many_outputs", (13, 600), 520, activation="gelu", without=("triton",)),
+        case(form, "many_outputs", (13, 600), 520, activation="gelu"),
     )
 ] + [
     case("float32", "token", (1, 4096), 11008, bench_only=True, dtypes=FP32),
     case("bfloat16", "token", (1, 4096), 11008, bench_only=True, dtypes=BF16),
     case("int8", "token", (1, 4096), 11008, bench_only=True, dtypes=FP32),
     case("int4", "token", (8, 4096), 11008, bench_only=True, dtypes=FP32),
-    case("float32", "prompt", (512, 768), 3072, activation="gelu", bench_only=True, dtypes=FP32, without=("triton",)),
-    case("int8", "prompt", (512, 768), 3072, activation="gelu", bench_only=True, dtypes=BF16, without=("triton",)),
+    case("float32", "prompt", (512, 768), 3072, activation="gelu", bench_only=True, dtypes=FP32),
+    case("int8", "prompt", (512, 768), 3072, activation="gelu", bench_only=True, dtypes=BF16),
 ]
