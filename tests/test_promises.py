@@ -18,13 +18,19 @@ def label(value):
     return getattr(value, "name", None) or str(value).removeprefix("torch.")
 
 
+# What shapes that are not small go through where a kernel takes seconds.
+OF_ALL_CASES = {
+    "cpu": {},
+    "triton-interpreted": {"test_accuracy"},
+    "cuda-emulated": {"test_accuracy", "test_writes_exactly_its_output", "test_batch_invariance"},
+}
+
+
 def slow(backend_name, case, test):
     """Interpreted kernels take seconds: the shapes that are not small go through one test only."""
     if case.small or backend_name in ("cuda", "triton"):
         return False
-    if backend_name == "cuda-emulated" and test == "test_deterministic":
-        return True  # its runs differ in the CPU's threads
-    return case.bench or (backend_name == "triton-interpreted" and test != "test_accuracy")
+    return case.bench or test not in OF_ALL_CASES[backend_name]
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from hexad_kernels.attention import (
     window_sides,
 )
 from hexad_kernels.attention import reference as attend
+from hexad_kernels.gradients import through
 from hexad_kernels.op import Op
 
 
@@ -106,7 +107,7 @@ def _backward(
     """By the op attention_backward; what it does not know comes from the reference."""
     *known, alibi_slopes, sinks = args
     if alibi_slopes is not None or sinks is not None or args[0].dtype == torch.float16:
-        return _op._reference_backward(grads, needed, args)
+        return through(reference, grads, needed, args)
     from hexad_kernels.attention_backward import packed_gradients
 
     return [grad for grad, need in zip(packed_gradients(grads, tuple(known), outputs), needed) if need]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from hexad_kernels import arrays, check, selection, transforms
+from hexad_kernels import arrays, check, gradients, selection, transforms
 from hexad_kernels import native as native_module
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "triton-interpreted", "cuda-emulated")
@@ -443,58 +443,19 @@ class Op:
                 return self.backward(grads, needed, args, outputs)
             if args[0] is None and self.recover is not None:
                 args = self.recover(args, outputs)
-        return self._reference_backward(grads, needed, args)
+        return gradients.through(self.reference, grads, needed, args)
 
     def _serves_backward(self, args: tuple[Any, ...]) -> bool:
         forced = _forced.get()
         names = _preferred(self.name, args) if forced is None else (forced,)
         return any(name in self.backward_on and self.refusal(name, args) is None for name in names)
 
-    def _reference_backward(
-        self, grads: list[Tensor | None], needed: list[bool], args: tuple[Any, ...]
-    ) -> list[Tensor]:
-        with transforms.recording(), torch.enable_grad():
-            leaves = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needed)]
-            outputs = self.reference(*leaves)
-            outputs = (outputs,) if self.single else outputs
-            pairs = [(o, g) for o, g in zip(outputs, grads) if g is not None and o.requires_grad]
-            wanted = [a for a, need in zip(leaves, needed) if need]
-            if not pairs:
-                return [torch.zeros_like(a) for a in wanted]
-            found = torch.autograd.grad(
-                [o for o, _ in pairs],
-                wanted,
-                [g for _, g in pairs],
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        return [g.contiguous() for g in found]
-
     def _differentiable_backward(
         self, grads: Sequence[Tensor | None], needed: list[bool], outputs: Sequence[Tensor], *args: Any
     ) -> Sequence[Tensor]:
-        """The gradients by plain torch on the graph at hand: they can be differentiated again."""
         if args[0] is None and self.recover is not None:
             args = self.recover(args, list(outputs))
-        # Aliases: a recovered argument depends on the others, and that is no path of the reference's.
-        seen = [a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
-        for i, need in enumerate(needed):
-            if need and not seen[i].requires_grad:  # wanted by a level of torch.func above this one
-                seen[i] = transforms.leaf(seen[i])
-        again = self.reference(*seen)
-        again = (again,) if self.single else again
-        pairs = [(o, g) for o, g in zip(again, grads) if g is not None and o.requires_grad]
-        wanted = [a for a, need in zip(seen, needed) if need]
-        if not pairs:
-            return [torch.zeros_like(a) for a in wanted]
-        return torch.autograd.grad(
-            [o for o, _ in pairs],
-            wanted,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        return gradients.differentiable(self.reference, grads, needed, args)
 
     @staticmethod
     def shaped(outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
