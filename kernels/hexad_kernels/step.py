@@ -215,8 +215,8 @@ def step(
 
     Raises ValueError for an index outside the table, and for an absent input whose coefficient is not 0 in a
     row that is asked for. Neither is seen on a GPU, where reading it would stall the device: an index in its memory
-    that is outside the table counts as the nearest row's. A sampler's step has no gradient here: an input that
-    requires grad raises, unless backend("reference") is forced.
+    that is outside the table counts as the nearest row's. A sampler's step has no gradient here: its
+    backward raises, unless backend("reference") is forced.
     """
     if type(history) is not tuple and (isinstance(history, str) or not isinstance(history, Sequence)):
         raise TypeError(f"history: got {check.described(history)}, wants a tuple of at most 3 tensors")

@@ -71,7 +71,7 @@ def register() -> None:
     attention.register()
 
 
-def accelerate(pipe: Host, *, weights: str | None = None, winograd: bool = True) -> Host:
+def accelerate(pipe: Host, *, weights: str | None = None, winograd: bool = False) -> Host:
     """Put hexad's attention, layers and scheduler steps into a pipeline, model or scheduler, in place; returns it.
 
     weights   of linear layers, as in `hexad.optimize`: None takes "packed", a second copy beside the parameters;
