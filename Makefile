@@ -21,8 +21,8 @@ demo: build
 
 test: build
 	$(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
-	$(BIN)/python -m pytest -n 2 tests --backend cuda-emulated
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --backend cuda-emulated
 
 bench: build
 	mkdir -p out/bench

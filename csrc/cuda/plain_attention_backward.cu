@@ -40,11 +40,12 @@ __device__ inline float dot(const float* a, const float* b, int width) {
       sums[i + 2] = fmaf(p.z, q.z, sums[i + 2]);
       sums[i + 3] = fmaf(p.w, q.w, sums[i + 3]);
     }
+  // Written out: a loop over the halves would keep the sums in memory.
 #pragma unroll
-  for (int n = 8; n > 0; n /= 2)
+  for (int i = 0; i < 8; ++i) sums[i] += sums[i + 8];
 #pragma unroll
-    for (int i = 0; i < n; ++i) sums[i] += sums[i + n];
-  return sums[0];
+  for (int i = 0; i < 4; ++i) sums[i] += sums[i + 4];
+  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
 template <int kColumns>
