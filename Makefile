@@ -20,7 +20,7 @@ demo: build
 	$(BIN)/python -m hexad demo
 
 test: build
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --backend cuda-emulated
 
