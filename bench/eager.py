@@ -166,8 +166,10 @@ def sample(logits, seeds=None, *, position=0, temperature=1.0, top_k=0, top_p=1.
     return run
 
 
-def step(table, index, x, model_output, uncond=None, *, history=(), last=None, noise=None, outputs=1):
-    (a, b, clip, guidance, *_), *rows = table[index].tolist()
+def step(table, index, x, model_output, uncond=None, *, history=(), last=None, noise=None, seeds=None, outputs=1):
+    if seeds is not None:
+        return None
+    (a, b, clip, guidance, *_), *rows = table[int(index)].tolist()
     others = [*history, *[None] * (3 - len(history)), last, noise]
 
     def run():
