@@ -1,10 +1,13 @@
 """What a call costs beside its kernel: the Python path of small tensors, and taking turns with torch's threads."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import hexad_kernels
+from bench.eager import eager
 from bench.timing import interleaved
 
 x, weight, bias, square = torch.randn(2, 8), torch.randn(8), torch.randn(8), torch.randn(8, 8)
@@ -17,6 +20,14 @@ SMALL = {
         lambda: F.conv2d(image, square[:, :, None, None], bias),
     ),
 }
+# Outputs and options that torch has as well.
+heads, angles = torch.randn(1, 2, 4, 16), torch.randn(2, 8, 8)
+SMALL["attention"] = (
+    lambda: hexad_kernels.attention(heads, heads, heads, causal=True),
+    lambda: F.scaled_dot_product_attention(heads, heads, heads, is_causal=True),
+)
+for name, args in {"rope": (heads, *angles), "coupling": (image, *torch.randn(2, 2, 4, 2, 2))}.items():
+    SMALL[name] = partial(getattr(hexad_kernels, name), *args), eager(name, args, {})
 
 
 @pytest.mark.parametrize("op", SMALL)

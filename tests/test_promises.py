@@ -20,14 +20,13 @@ def label(value):
 
 # What shapes that are not small go through where a kernel takes seconds.
 OF_ALL_CASES = {
-    "cpu": {},
     "triton-interpreted": {"test_accuracy"},
     "cuda-emulated": {"test_accuracy", "test_writes_exactly_its_output", "test_batch_invariance"},
 }
 
 
 def slow(backend_name, case, test):
-    """Interpreted kernels take seconds: the shapes that are not small go through one test only."""
+    """Whether an interpreted or emulated kernel would take too long over this."""
     if case.small or backend_name in ("cuda", "triton"):
         return False
     return case.bench or test not in OF_ALL_CASES[backend_name]

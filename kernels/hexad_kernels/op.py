@@ -348,9 +348,12 @@ class Op:
 
     def has_kernel(self, args: tuple[Any, ...]) -> bool:
         """Whether a kernel, not only the reference, serves these arguments."""
+        return any(name != "reference" and self.refusal(name, args) is None for name in self._asked(args))
+
+    def _asked(self, args: tuple[Any, ...]) -> tuple[str, ...]:
+        """The backends that may serve a call: the forced one, or those for its device."""
         forced = _forced.get()
-        names = _preferred(self.name, args) if forced is None else (forced,)
-        return any(name != "reference" and self.refusal(name, args) is None for name in names)
+        return _preferred(self.name, args) if forced is None else (forced,)
 
     def _triton_module(self) -> Any:
         if self._triton is None:
@@ -446,9 +449,7 @@ class Op:
         return gradients.through(self.reference, grads, needed, args)
 
     def _serves_backward(self, args: tuple[Any, ...]) -> bool:
-        forced = _forced.get()
-        names = _preferred(self.name, args) if forced is None else (forced,)
-        return any(name in self.backward_on and self.refusal(name, args) is None for name in names)
+        return any(name in self.backward_on and self.refusal(name, args) is None for name in self._asked(args))
 
     def _differentiable_backward(
         self, grads: Sequence[Tensor | None], needed: list[bool], outputs: Sequence[Tensor], *args: Any

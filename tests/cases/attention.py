@@ -2,6 +2,8 @@ import torch
 
 from tests.cases import Call, Case, Work, rand
 
+ALL = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def row(call, i):
     batch = len(call.args[0])
@@ -20,7 +22,7 @@ def blocks(rows, keys, size):
 
 def case(name, q, kv=None, *, value_dim=None, mask=None, alibi=False, sinks=False, dtype_size=4, **options):
     """q (B, Hq, Sq, D), kv (Hkv, Skv); mask: a shape and a kind, "bool" or "add", or a tensor."""
-    flags = {k: options.pop(k) for k in ("small", "bench", "bench_only", "without") if k in options}
+    flags = {k: options.pop(k) for k in ("small", "bench", "bench_only", "without", "dtypes") if k in options}
     batch, heads, rows, dim = q
     kv_heads, keys = kv or (heads, rows)
     value_dim = value_dim or dim
@@ -83,13 +85,22 @@ CASES = [
     case("masked", (1, 8, 1024, 64), mask=((1024, 1024), "bool"), bench=True, bench_only=True),
 ]  # fmt: skip
 
-# What only the CPU's kernel serves: these options, and float16.
-CPU_CASES = [
-    case("alibi", (2, 4, 70, 16), (2, 150), causal=True, alibi=True),
-    case("alibi_both_sides", (1, 4, 50, 40), (4, 90), alibi=True, softcap=5.0, window=(60, 9)),
-    case("sinks", (2, 4, 70, 64), (1, 70), causal=True, window=30, sinks=True),
-    case("sinks_without_keys", (2, 4, 9, 64), (2, 4), causal=True, sinks=True),
-    case("everything", (2, 4, 40, 24), (2, 90), mask=((2, 1, 40, 90), "add"), alibi=True, sinks=True, softcap=4.0),
-    case("plain", (2, 4, 70, 40), (2, 150)),
-    case("masked", (2, 4, 70, 33), (2, 150), value_dim=65, mask=((70, 150), "bool"), causal=True),
+# In float16, too.
+CASES += [
+    case("alibi", (2, 4, 70, 16), (2, 150), causal=True, alibi=True, dtypes=ALL),
+    case("alibi_both_sides", (1, 4, 50, 40), (4, 90), alibi=True, softcap=5.0, window=(60, 9), dtypes=ALL),
+    case("sinks", (2, 4, 70, 64), (1, 70), causal=True, window=30, sinks=True, dtypes=ALL),
+    case("sinks_without_keys", (2, 4, 9, 64), (2, 4), causal=True, sinks=True, dtypes=ALL),
+    case(
+        "everything",
+        (2, 4, 40, 24),
+        (2, 90),
+        mask=((2, 1, 40, 90), "add"),
+        alibi=True,
+        sinks=True,
+        softcap=4.0,
+        dtypes=ALL,
+    ),
+    case("half", (2, 4, 70, 40), (2, 150), dtypes=ALL),
+    case("half_masked", (2, 4, 70, 33), (2, 150), value_dim=65, mask=((70, 150), "bool"), causal=True, dtypes=ALL),
 ]
