@@ -11,8 +11,6 @@ import torch
 import hexad_kernels
 from hexad_kernels import attention, attention_backward, attention_varlen, decode
 from tests import promises
-from tests.cases import build
-from tests.cases.attention import CPU_CASES
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -31,15 +29,6 @@ def draw(*shape, dtype=torch.float32, seed=0):
 
 def int32(*values):
     return torch.tensor(values, dtype=torch.int32)
-
-
-@pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
-def test_promises_of_slopes_sinks_and_float16(case):
-    dtype = torch.float16 if case.name in ("plain", "alibi", "everything") else torch.float32
-    call = build(case, dtype)
-    promises.accurate("attention", call, call.map(lambda t: t.double() if t.is_floating_point() else t))
-    if case.name == "sinks":
-        promises.batch_invariant(case, call, lambda given: promises.invoke("attention", given))
 
 
 @DTYPES

@@ -92,7 +92,7 @@ CASES += [
     case("sinks", (2, 4, 70, 64), (1, 70), causal=True, window=30, sinks=True, dtypes=ALL),
     case("sinks_without_keys", (2, 4, 9, 64), (2, 4), causal=True, sinks=True, dtypes=ALL),
     case(
-        "everything",
+        "everything_at_once",
         (2, 4, 40, 24),
         (2, 90),
         mask=((2, 1, 40, 90), "add"),
