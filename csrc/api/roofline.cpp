@@ -25,7 +25,7 @@ extern "C" hexad_status hexad_roofline(int32_t kind, int64_t count, const hexad_
     HEXAD_REQUIRE(sink->shape[0] >= threads && flops->shape[0] >= 1,
                   "sink: has %lld elements, wants one per thread (%d)", (long long)sink->shape[0],
                   threads);
-    if (kind == 1 && strcmp(hexad_isa(), "avx512bf16"))
+    if (kind == 1 && strcmp(hexad_isa(), "avx512bf16") && strcmp(hexad_isa(), "amx"))
       fail(HEXAD_UNSUPPORTED, "kind: level %s has no bfloat16 dot product", hexad_isa());
     if (kind >= 2) {
       require_rank(source, "source", 1);

@@ -14,6 +14,8 @@ class Block {
   using Op = Multiply;
 #endif
   static constexpr int kUnits = kUnit<T>;
+  // Where a product over keys may be cut in two.
+  static constexpr int kCut = std::max<int>(kUnits, Op::kChain);
 
  public:
   Block(const Job<T>& job, int64_t begin, int64_t end)
@@ -287,7 +289,7 @@ class Block {
   }
 
   // The keys that all rows see go together, the rest by sixteen rows. Pairs that are not wholly
-  // inside count as the rest.
+  // inside, or chains, count as the rest.
   void weigh_values(float* out, Strided v, int64_t dims) {
     const float* p = kPaired<T> ? pairs_ : p_;
     const auto add = [&](auto hiding, const float* factor, int from, int upto, int lane, int end) {
@@ -305,7 +307,7 @@ class Block {
     }
     if (ragged && job_.mask.kind != MaskKind::none)
       return add(std::true_type{}, alpha_, from, upto, 0, width_);
-    inner = (inner + kUnits - 1) / kUnits * kUnits, outer = outer / kUnits * kUnits;
+    inner = (inner + kCut - 1) / kCut * kCut, outer = outer / kCut * kCut;
     if (inner >= outer) inner = outer = upto;
     if (inner > from)
       for (int n = 0; n < width_; n += kLanes) ends(add, 0, inner, n, alpha_);
@@ -324,8 +326,8 @@ class Block {
       if (begin == 0) add(std::false_type{}, factor, 0, 0, lane, stop);
       return;
     }
-    int inner = std::max(from, (s.inner_from + kUnits - 1) / kUnits * kUnits);
-    int outer = std::min(upto, s.inner_upto / kUnits * kUnits);
+    int inner = std::max(from, (s.inner_from + kCut - 1) / kCut * kCut);
+    int outer = std::min(upto, s.inner_upto / kCut * kCut);
     if (inner >= outer) inner = outer = upto;
     if (from < inner) add(std::true_type{}, factor, from, inner, lane, stop), factor = ones_;
     if (inner < outer) add(std::false_type{}, factor, inner, outer, lane, stop), factor = ones_;

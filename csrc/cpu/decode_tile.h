@@ -1,9 +1,8 @@
 // What decode does with a tile of 64 cached keys: find them, score them, weigh their values.
 //
 // The query heads of a group go together, so a cached key or value is read once for all of them,
-// and the tile after this one is prefetched meanwhile. A score is a chain over the head dimension
-// from 0 up and an output a chain over the keys from the first up: the order of sums of
-// cpu/attend.h.
+// and the tile after this one is prefetched meanwhile. A score sums over the head dimension from 0
+// up and an output over the keys from the first up, in the chains of cpu/panel.h.
 #pragma once
 
 #include <algorithm>
@@ -222,15 +221,31 @@ HEXAD_INLINE void add_unit(reg unit, const Query<C>* q, int64_t q_step, int n, r
   }
 }
 
+// Steps of a chain, over the head dimension and over keys; pairs go in one.
+constexpr int kChain = 32;
+
 // p[r * kTile + lane] = <q_r, k_lane> for as many keys as a register has lanes. A square of units
-// is turned in registers, so that a lane is a key and the chain runs over the head dimension.
+// is turned in registers, so that a lane is a key and the chains run over the head dimension.
 template <int R, class C>
 void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, const C* const* next,
            float* p) {
   constexpr int U = kUnit<C>;
   reg s[R];
+  const auto fresh = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) s[r] = set1_reg(0.f);
+    for (int r = 0; r < R; ++r) s[r] = set1_reg(-0.f);
+  };
+  // Called where the dimensions before `done` are summed: a chain may end there.
+  bool first = true;
+  const auto keep = [&](int64_t done) __attribute__((always_inline)) {
+    if (done < dims && (kPaired<C> || done % kChain)) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      store_reg(p + r * kTile, first ? s[r] : load_reg(p + r * kTile) + s[r]);
+    first = false;
+    fresh();
+  };
+  fresh();
   int64_t d = 0;
   for (; d + kRegLanes * U <= dims; d += kRegLanes * U) {
     reg square[kRegLanes];
@@ -239,6 +254,7 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
     for (int i = 0; i < kRegLanes; ++i) {
       add_unit<R, C>(square[i], q + d + i * U, q_step, U, s);
       __builtin_prefetch(next[i] + d, 0, 2);
+      if ((i + 1) * U % kChain == 0 || i + 1 == kRegLanes) keep(d + (i + 1) * U);
     }
   }
   if (d < dims) {
@@ -248,12 +264,12 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
       __builtin_prefetch(next[i] + d, 0, 2);
     }
     transpose(square);
-    for (int i = 0; d + i * U < dims; ++i)
-      add_unit<R, C>(square[i], q + d + i * U, q_step, int(std::min<int64_t>(U, dims - d - i * U)),
-                     s);
+    for (int i = 0; d + i * U < dims; ++i) {
+      const int64_t done = std::min<int64_t>(d + (i + 1) * U, dims);
+      add_unit<R, C>(square[i], q + d + i * U, q_step, int(done - d - i * U), s);
+      keep(done);
+    }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) store_reg(p + r * kTile, s[r]);
 }
 
 // out[r] = out[r] * factor[r] + sum over keys [begin, end) of p[r][key] * v[key], NV registers of
@@ -262,29 +278,34 @@ template <int R, int NV, bool kPart, class C>
 void weigh_strip(float* out, int64_t out_step, const float* factor, const float* p,
                  const C* const* v, const C* const* next, int64_t at, int64_t part, int begin,
                  int end) {
-  reg sum[R][NV];
+  for (int j = begin, chain = begin; chain < end; chain = j) {
+    reg sum[R][NV];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n)
-      sum[r][n] = load_reg(out + r * out_step + at + n * kRegLanes) * set1_reg(factor[r]);
-  for (int j = begin; j < end; ++j) {
-    reg x[NV];
+      for (int n = 0; n < NV; ++n) sum[r][n] = set1_reg(-0.f);
+    for (const int upto = std::min(end, chain / kChain * kChain + kChain); j < upto; ++j) {
+      reg x[NV];
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n)
-      x[n] = kPart ? load_reg_part(v[j] + at, part) : load_reg(v[j] + at + n * kRegLanes);
-    prefetch(next[j] + at, kPart ? 1 : NV * kRegLanes);
+      for (int n = 0; n < NV; ++n)
+        x[n] = kPart ? load_reg_part(v[j] + at, part) : load_reg(v[j] + at + n * kRegLanes);
+      prefetch(next[j] + at, kPart ? 1 : NV * kRegLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const reg w = set1_reg(p[r * kTile + j]);
+      for (int r = 0; r < R; ++r) {
+        const reg w = set1_reg(p[r * kTile + j]);
 #pragma GCC unroll 8
-      for (int n = 0; n < NV; ++n) sum[r][n] = fma(w, x[n], sum[r][n]);
+        for (int n = 0; n < NV; ++n) sum[r][n] = fma(w, x[n], sum[r][n]);
+      }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int n = 0; n < NV; ++n) {
+        float* to = out + r * out_step + at + n * kRegLanes;
+        const reg before = load_reg(to);
+        store_reg(to, (chain == begin ? before * set1_reg(factor[r]) : before) + sum[r][n]);
+      }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) store_reg(out + r * out_step + at + n * kRegLanes, sum[r][n]);
 }
 
 template <int R, class C>

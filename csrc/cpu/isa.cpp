@@ -4,6 +4,12 @@
 #include <cstring>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "check.h"
 #include "cpu/table.h"
 
@@ -23,6 +29,25 @@ struct Level {
   bool present;
 };
 
+#if defined(__x86_64__)
+// Tiles of bfloat16 and of bytes; the kernel gives a process their state when it asks.
+bool has_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kAll = kBfloat16 | kTile | kInt8;
+  constexpr int kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll &&
+           syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool machine_has(const char* isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -35,6 +60,7 @@ bool machine_has(const char* isa) {
   if (!strcmp(isa, "avx512bf16"))
     return machine_has("avx512") && __builtin_cpu_supports("avx512bf16") &&
            __builtin_cpu_supports("avx512vnni");
+  if (!strcmp(isa, "amx")) return machine_has("avx512bf16") && has_tiles();
 #endif
   return !strcmp(isa, "base");
 }

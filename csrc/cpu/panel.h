@@ -33,9 +33,14 @@ HEXAD_INLINE reg spread(const char* p) {
   return set1_reg(x);
 }
 
+// A sum goes in chains of kChain steps, counted from step 0, each from zero, which are added up in
+// order: one chain over all steps would round too coarsely. 0: one chain (of pairs, whose factors
+// are rounded more than their sum is).
+//
 // One step of a sum. `seen`: the same but for lanes whose weight w is marked by its sign bit, which
 // keep c; there the value a may be anything.
 struct Multiply {
+  static constexpr int64_t kChain = 32;
   static HEXAD_INLINE reg add(reg a, reg b, reg c) { return fma(a, b, c); }
   static HEXAD_INLINE reg seen(reg a, reg w, reg c) {
 #if defined(__AVX512F__)
@@ -50,6 +55,7 @@ struct Multiply {
 };
 #if HEXAD_PAIRS
 struct MultiplyPairs {
+  static constexpr int64_t kChain = 0;
   static HEXAD_INLINE reg add(reg a, reg b, reg c) { return dot((pairs)a, (pairs)b, c); }
   // A half that is not seen counts as weight 0 with value 0.
   static HEXAD_INLINE reg seen(reg a, reg w, reg c) {
@@ -64,41 +70,54 @@ struct MultiplyPairs {
 #endif
 
 // c[m][lane] = c[m][lane] * factor[lane] + sum over k in [begin, end) of a(m, k) * b[k][lane], k in
-// order; from 0 without a factor. Rows of b and c are kRows apart.
+// order; from 0 without a factor. Rows of b and c are kRows apart. Where a sum has chains, begin
+// and end may cut one only if all that is left out is hidden.
 template <class Op, bool kHiding, int M, int N, class Left>
 void panel(float* c, const float* factor, Left a, const float* b, int64_t begin, int64_t end) {
-  reg sum[M][N];
-  if (factor) {
+  constexpr bool kChains = Op::kChain > 0;
+  reg scale[N];
+  if (factor)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const reg f = load_reg(factor + n * kRegLanes);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) sum[m][n] = load_reg(c + m * kRows + n * kRegLanes) * f;
-    }
-  } else {
+    for (int n = 0; n < N; ++n) scale[n] = load_reg(factor + n * kRegLanes);
+  bool first = true;
+  do {
+    reg sum[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[m][n] = set1_reg(0.f);
-  }
-#pragma GCC unroll 4
-  for (int64_t k = begin; k < end; ++k) {
-    reg right[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) right[n] = load_reg(b + k * kRows + n * kRegLanes);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const reg left = spread(a.at(m, k));
-#pragma GCC unroll 8
       for (int n = 0; n < N; ++n)
-        sum[m][n] =
-            kHiding ? Op::seen(left, right[n], sum[m][n]) : Op::add(left, right[n], sum[m][n]);
+        sum[m][n] = kChains  ? set1_reg(-0.f)  // what changes nothing it is added to
+                    : factor ? load_reg(c + m * kRows + n * kRegLanes) * scale[n]
+                             : set1_reg(0.f);
+    const int64_t upto =
+        kChains ? std::min(end, begin / Op::kChain * Op::kChain + Op::kChain) : end;
+#pragma GCC unroll 4
+    for (; begin < upto; ++begin) {
+      reg right[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) right[n] = load_reg(b + begin * kRows + n * kRegLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const reg left = spread(a.at(m, begin));
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n)
+          sum[m][n] =
+              kHiding ? Op::seen(left, right[n], sum[m][n]) : Op::add(left, right[n], sum[m][n]);
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) store_reg(c + m * kRows + n * kRegLanes, sum[m][n]);
+      for (int n = 0; n < N; ++n) {
+        float* to = c + m * kRows + n * kRegLanes;
+        if (kChains && !first)
+          sum[m][n] = load_reg(to) + sum[m][n];
+        else if (kChains && factor)
+          sum[m][n] = load_reg(to) * scale[n] + sum[m][n];
+        store_reg(to, sum[m][n]);
+      }
+    first = false;
+  } while (begin < end);
 }
 
 // Accumulators of a panel: kHigh rows by kWide registers.

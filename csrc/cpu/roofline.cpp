@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/amx.h"
 #include "cpu/parallel.h"
 #include "cpu/vec.h"
 
@@ -24,7 +25,35 @@ float fma_rounds(int64_t rounds) {
   return lanes[0];
 }
 
-#if defined(__AVX512BF16__)
+// kDotRound: operations of a round.
+#if HEXAD_TILES
+constexpr int64_t kDotRound = 4 * 2 * 16 * 16 * 32;
+
+float dot_rounds(int64_t rounds) {
+  const Tiles tiles;
+  alignas(64) bf16 ones[16 * 32];
+  alignas(64) float sums[16 * 16];
+  for (bf16& x : ones) x = to_bf16(1.f);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, ones, 64);
+  _tile_loadd(5, ones, 64);
+  _tile_loadd(6, ones, 64);
+  _tile_loadd(7, ones, 64);
+  for (int64_t r = 0; r < rounds; ++r) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums, 64);
+  return sums[0];
+}
+#elif HEXAD_PAIRS
+constexpr int64_t kDotRound = kChains * 4 * kLanes;
+
 float dot_rounds(int64_t rounds) {
   __m512 acc[kChains];
   for (int i = 0; i < kChains; ++i) acc[i] = _mm512_set1_ps(float(i));
@@ -65,7 +94,7 @@ void roofline(const RooflineArgs& a) {
   if (a.kind <= 1) {
     parallel_for(a.threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-#if defined(__AVX512BF16__)
+#if HEXAD_PAIRS
         if (a.kind == 1) {
           a.sink[t] = dot_rounds(a.count);
           continue;
@@ -74,8 +103,11 @@ void roofline(const RooflineArgs& a) {
         a.sink[t] = fma_rounds(a.count);
       }
     });
-    *a.flops =
-        double(a.threads) * double(a.count) * kChains * (a.kind == 1 ? 4 * kLanes : 2 * kRegLanes);
+    int64_t round = kChains * 2 * kRegLanes;
+#if HEXAD_PAIRS
+    if (a.kind == 1) round = kDotRound;
+#endif
+    *a.flops = double(a.threads) * double(a.count) * double(round);
     return;
   }
   const int64_t grain = (a.count / a.threads + kLanes) / kLanes * kLanes;
