@@ -184,12 +184,13 @@ TILES = {
     "gfx942": {64: (64, 4, 2), 128: (64, 4, 1), 256: (32, 4, 1)},
 }
 FLOAT32_TILE = (32, 8, 1)
-INTERPRETED_TILE = (64, 1, 1)
+# The interpreter sums a product's terms one after another: in float32 longer tiles would show.
+INTERPRETED_TILES = {4: (32, 1, 1), 2: (64, 1, 1)}
 
 
 def tiles(chip: str, dtype: torch.dtype, dim: int) -> tuple[int, int, int]:
     if INTERPRETED:
-        return INTERPRETED_TILE
+        return INTERPRETED_TILES[dtype.itemsize]
     if dtype == torch.float32:
         return FLOAT32_TILE
     return next(shape for width, shape in TILES[chip].items() if dim <= width)
