@@ -4,27 +4,25 @@ A scheduler keeps its class, its configuration and its state; only its `step` is
 coefficients are those of `hexad.sampling.schedules`, a row for each pair of noise levels, computed in float64 when
 first met and kept. The state is float32 inside and returns in the host's dtype.
 
-Each function below has the arguments and results of the host's `step`, for one scheduler class. What a call asks
-for that the table does not hold goes to the host's own step, with one warning.
+Each function below has the arguments and results of the host's `step`, for one scheduler class; those of other
+classes stand in diffusers_onestep.py and diffusers_multistep.py. What a call asks for that the table does not hold goes
+to the host's own step, with one warning.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from hexad.integrations import diffusers_multistep as multistep
+from hexad.integrations import diffusers_onestep as onestep
+from hexad.integrations.diffusers_rows import PREDICTIONS, apply, clip_of, drawn, host_step, level_at, result
 from hexad.sampling import schedules
-from hexad_kernels import step
-
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v"}
 
 
 def refusal(scheduler: Any) -> str | None:
@@ -34,9 +32,11 @@ def refusal(scheduler: Any) -> str | None:
         return f"hexad has no fused step for {name}"
     if "prediction_type" in config and config.prediction_type not in PREDICTIONS:
         return f"prediction_type={config.prediction_type!r}"
-    for option, wanted in _WANTED.items():
+    for option, wanted in (_WANTED | _WANTED_OF.get(name, {})).items():
         if option in config and config[option] not in wanted:
             return f"{option}={config[option]!r}"
+    if name == "UniPCMultistepScheduler" and config.final_sigmas_type == "zero" and not config.lower_order_final:
+        return "final_sigmas_type='zero' with lower_order_final=False divides by zero"
     if (
         name in ("DDIMScheduler", "DDPMScheduler")
         and config.prediction_type == "epsilon"
@@ -56,65 +56,18 @@ _WANTED: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": (False, None),
     "stochastic_sampling": (False,),
 }
-
-_warned: set[str] = set()
-
-
-def _host(scheduler: Any, why: str) -> Callable[..., Any]:
-    """The host's own step, for one call."""
-    text = f"{type(scheduler).__name__}.step: {why} is not fused; the host's own step serves these calls"
-    if text not in _warned:
-        _warned.add(text)
-        warnings.warn(text, stacklevel=3)
-    return type(scheduler).step.__get__(scheduler)
-
-
-def _apply(
-    row: Tensor,
-    x: Tensor,
-    model_output: Tensor,
-    *,
-    outputs: int,
-    noise: Tensor | None = None,
-    last: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """Row (1, 4, 8) applied to the state, in float32 (float64 for float64)."""
-    state = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if model_output.dtype not in (state, torch.bfloat16):
-        model_output = model_output.to(state)
-    return step(
-        row.to(x.device, state),
-        0,
-        x.to(state),
-        model_output,
-        history=() if last is None else (last.to(state),),
-        noise=None if noise is None else noise.to(state),
-        outputs=outputs,
-    )
-
-
-def _drawn(like: Tensor, generator: Any) -> Tensor:
-    from diffusers.utils.torch_utils import randn_tensor
-
-    return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _result(scheduler: Any, return_dict: bool, *values: Tensor) -> Any:
-    """The host's result: a tuple, or its own output class."""
-    if not return_dict:
-        return values
-    host = vars(sys.modules[type(scheduler).__module__])
-    kind = host.get(type(scheduler).__name__ + "Output") or host["SchedulerOutput"]
-    return kind(**dict(zip(("prev_sample", "pred_original_sample"), values)))
-
-
-def _clip(config: Any) -> float:
-    return float(config.clip_sample_range) if config.clip_sample else math.inf
-
-
-def _level(scheduler: Any, t: int) -> float:
-    """abar at t, a hair above 0 where zero terminal SNR makes it 0: the same float32 coefficients, no division by 0."""
-    return max(float(scheduler.alphas_cumprod[t]), 1e-38)
+_WANTED_OF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",), "solver_order": (1, 2, 3)},
+    "UniPCMultistepScheduler": {
+        "solver_type": ("bh1", "bh2"),
+        "solver_order": (1, 2, 3),
+        "predict_x0": (True,),
+        "solver_p": (None,),
+    },
+    "EulerAncestralDiscreteScheduler": {"prediction_type": ("epsilon", "v_prediction")},
+    "EDMEulerScheduler": {"prediction_type": ("epsilon", "v_prediction")},
+    "UnCLIPScheduler": {"prediction_type": ("epsilon", "sample")},
+}
 
 
 def _with_clean(plan: schedules.Schedule, row: int = 0) -> Tensor:
@@ -136,9 +89,9 @@ def ddim_step(
     variance_noise: Tensor | None = None,
     return_dict: bool = True,
 ) -> Any:
-    clip = _clip(self.config)
+    clip = clip_of(self.config)
     if use_clipped_model_output and clip < math.inf:
-        own = _host(self, "use_clipped_model_output")
+        own = host_step(self, "use_clipped_model_output")
         return own(model_output, timestep, sample, eta, True, generator, variance_noise, return_dict)
     if self.num_inference_steps is None:
         raise ValueError("timesteps: none set, wants a call of set_timesteps first")
@@ -148,11 +101,11 @@ def ddim_step(
     if eta > 0:
         if variance_noise is not None and generator is not None:
             raise ValueError("variance_noise: got one and a generator too, wants one of the two")
-        noise = _drawn(model_output, generator) if variance_noise is None else variance_noise
+        noise = drawn(model_output, generator) if variance_noise is None else variance_noise
     final = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
-    row = _ddim_row(_level(self, t), float(final), self.config.prediction_type, clip, eta)
-    x, clean = _apply(row, sample, model_output, outputs=2, noise=noise)
-    return _result(self, return_dict, x.to(sample.dtype), clean.to(sample.dtype))
+    row = _ddim_row(level_at(self, t), float(final), self.config.prediction_type, clip, eta)
+    x, clean = apply(row, sample, model_output, outputs=2, noise=noise)
+    return result(self, return_dict, x.to(sample.dtype), clean.to(sample.dtype))
 
 
 @lru_cache(maxsize=4096)
@@ -170,11 +123,11 @@ def ddpm_step(
     following = float(self.alphas_cumprod[before]) if before >= 0 else 1.0
     # The host's variance_type may be set after construction.
     row = _ddpm_row(
-        _level(self, t), following, self.config.prediction_type, _clip(self.config), self.variance_type, t > 0
+        level_at(self, t), following, self.config.prediction_type, clip_of(self.config), self.variance_type, t > 0
     )
-    noise = _drawn(model_output, generator) if t > 0 else None
-    x, clean = _apply(row, sample, model_output, outputs=2, noise=noise)
-    return _result(self, return_dict, x.to(sample.dtype), clean.to(sample.dtype))
+    noise = drawn(model_output, generator) if t > 0 else None
+    x, clean = apply(row, sample, model_output, outputs=2, noise=noise)
+    return result(self, return_dict, x.to(sample.dtype), clean.to(sample.dtype))
 
 
 @lru_cache(maxsize=4096)
@@ -207,15 +160,15 @@ def euler_step(
     return_dict: bool = True,
 ) -> Any:
     if s_churn > 0 or isinstance(timestep, int) or not self.is_scale_input_called:
-        own = type(self).step.__get__(self) if s_churn <= 0 else _host(self, "s_churn")
+        own = type(self).step.__get__(self) if s_churn <= 0 else host_step(self, "s_churn")
         return own(model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
     if self.step_index is None:
         self._init_step_index(timestep)
     i = self.step_index
     row = _euler_row(float(self.sigmas[i]), float(self.sigmas[i + 1]), self.config.prediction_type)
-    x, clean = _apply(row, sample, model_output, outputs=2)
+    x, clean = apply(row, sample, model_output, outputs=2)
     self._step_index += 1
-    return _result(self, return_dict, x.to(model_output.dtype), clean)
+    return result(self, return_dict, x.to(model_output.dtype), clean)
 
 
 @lru_cache(maxsize=4096)
@@ -239,25 +192,16 @@ def flow_euler_step(
     return_dict: bool = True,
 ) -> Any:
     if per_token_timesteps is not None or isinstance(timestep, int):
-        own = _host(self, "per_token_timesteps") if per_token_timesteps is not None else type(self).step.__get__(self)
-        return own(
-            model_output,
-            timestep,
-            sample,
-            s_churn,
-            s_tmin,
-            s_tmax,
-            s_noise,
-            generator,
-            per_token_timesteps,
-            return_dict,
-        )
+        tokens = per_token_timesteps is not None
+        own = host_step(self, "per_token_timesteps") if tokens else type(self).step.__get__(self)
+        more = (s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, return_dict)
+        return own(model_output, timestep, sample, *more)
     if self.step_index is None:
         self._init_step_index(timestep)
     i = self.step_index
-    (x,) = _apply(_flow_row(float(self.sigmas[i]), float(self.sigmas[i + 1])), sample, model_output, outputs=1)
+    (x,) = apply(_flow_row(float(self.sigmas[i]), float(self.sigmas[i + 1])), sample, model_output, outputs=1)
     self._step_index += 1
-    return _result(self, return_dict, x.to(model_output.dtype))
+    return result(self, return_dict, x.to(model_output.dtype))
 
 
 @lru_cache(maxsize=4096)
@@ -287,11 +231,11 @@ def dpmpp_2m_step(
         float(self.sigmas[i + 1]),
         config.prediction_type,
     )
-    x, clean = _apply(row, sample, model_output, outputs=2, last=None if first else self.model_outputs[-1])
+    x, clean = apply(row, sample, model_output, outputs=2, history=() if first else (self.model_outputs[-1],))
     self.model_outputs = [*self.model_outputs[1:], clean]
     self.lower_order_nums = min(self.lower_order_nums + 1, config.solver_order)
     self._step_index += 1
-    return _result(self, return_dict, x.to(model_output.dtype))
+    return result(self, return_dict, x.to(model_output.dtype))
 
 
 @lru_cache(maxsize=4096)
@@ -307,9 +251,18 @@ def _dpmpp_row(before: float | None, sigma: float, lower: float, prediction: str
 
 
 STEPS: dict[str, Callable[..., Any]] = {
+    "CMStochasticIterativeScheduler": onestep.consistency_step,
     "DDIMScheduler": ddim_step,
     "DDPMScheduler": ddpm_step,
+    "DEISMultistepScheduler": multistep.deis_step,
     "DPMSolverMultistepScheduler": dpmpp_2m_step,
+    "EDMEulerScheduler": onestep.edm_euler_step,
+    "EulerAncestralDiscreteScheduler": onestep.euler_ancestral_step,
     "EulerDiscreteScheduler": euler_step,
     "FlowMatchEulerDiscreteScheduler": flow_euler_step,
+    "HeunDiscreteScheduler": multistep.heun_step,
+    "LCMScheduler": onestep.lcm_step,
+    "TCDScheduler": onestep.tcd_step,
+    "UnCLIPScheduler": onestep.unclip_step,
+    "UniPCMultistepScheduler": multistep.unipc_step,
 }

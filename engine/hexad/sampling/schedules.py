@@ -106,7 +106,7 @@ def ddpm(
     table = _table(len(levels), clip, guidance)
     for i, (a, b) in enumerate(zip(levels, following)):
         beta = 1 - a / b
-        table[i, 0, :2] = _clean(prediction, math.sqrt(a), math.sqrt(1 - a))
+        table[i, 0, :2] = clean_of(prediction, math.sqrt(a), math.sqrt(1 - a))
         table[i, 1, P] = math.sqrt(b) * beta / (1 - a)
         table[i, 1, X] = math.sqrt(a / b) * (1 - b) / (1 - a)
         if i + 1 < len(levels):
@@ -139,8 +139,8 @@ def ddim(
     for i, (a, b) in enumerate(zip(levels, following)):
         alpha, s = math.sqrt(a), math.sqrt(1 - a)
         sd = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
-        table[i, 0, :2] = _clean(prediction, alpha, s)
-        table[i, 1, [X, M]] = math.sqrt(1 - b - sd * sd) * _eps(prediction, alpha, s)
+        table[i, 0, :2] = clean_of(prediction, alpha, s)
+        table[i, 1, [X, M]] = math.sqrt(1 - b - sd * sd) * noise_of(prediction, alpha, s)
         table[i, 1, P] = math.sqrt(b)
         table[i, 1, Z] = sd
     return _schedule(timesteps, table)
@@ -174,7 +174,7 @@ def dpmpp_2m(
     for i, (a, b) in enumerate(zip(levels, following)):
         last = i + 1 == len(levels)
         h = math.inf if b == 1.0 else 0.5 * (_logit(b) - _logit(a))
-        table[i, 0, :2] = _clean(prediction, math.sqrt(a), math.sqrt(1 - a))
+        table[i, 0, :2] = clean_of(prediction, math.sqrt(a), math.sqrt(1 - a))
         table[i, 2, P] = 1.0
         table[i, 1, X] = math.sqrt((1 - b) / (1 - a))
         k = -math.sqrt(b) * math.expm1(-h)
@@ -206,9 +206,9 @@ def euler(
     sigmas = np.append(np.interp(np.asarray(timesteps, dtype=np.float64), np.arange(len(abar)), known), 0.0)
     table = _table(len(sigmas) - 1, clip, guidance)
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        # _clean maps the variance-preserving state x / sqrt(sigma^2 + 1).
+        # clean_of maps the variance-preserving state x / sqrt(sigma^2 + 1).
         seen = 1 / math.sqrt(sigma**2 + 1)
-        from_seen, from_model = _clean(prediction, seen, sigma * seen)
+        from_seen, from_model = clean_of(prediction, seen, sigma * seen)
         table[i, 0, :2] = from_seen * seen, from_model
         rate = (lower - sigma) / sigma
         table[i, 1, [X, P]] = 1 + rate, -rate
@@ -276,12 +276,12 @@ def _logit(abar: float) -> float:
     return math.log(abar) - math.log1p(-abar)
 
 
-def _clean(prediction: str, alpha: float, s: float) -> np.ndarray:
+def clean_of(prediction: str, alpha: float, s: float) -> np.ndarray:
     """(A, B) with A x + B m the clean image."""
     return _of(prediction, eps=(1 / alpha, -s / alpha), v=(alpha, -s), x0=(0.0, 1.0))
 
 
-def _eps(prediction: str, alpha: float, s: float) -> np.ndarray:
+def noise_of(prediction: str, alpha: float, s: float) -> np.ndarray:
     """(A, B) with A x + B m the noise."""
     return _of(prediction, eps=(0.0, 1.0), v=(s, alpha), x0=(1 / s, -alpha / s))
 
