@@ -48,13 +48,14 @@ def test_models_give_the_hosts_outputs_and_come_back(name):
 
 def test_the_kernels_are_what_runs(monkeypatch):
     import hexad_kernels as hk
+    from hexad.integrations import diffusers_rows
 
     calls = []
     for op in ("attention", "step"):
         run = getattr(hk, op)
         counted = lambda *a, op=op, run=run, **k: calls.append(op) or run(*a, **k)  # noqa: E731
         monkeypatch.setattr(hk, op, counted)
-        monkeypatch.setattr(hd.schedulers, "step", counted)
+        monkeypatch.setattr(diffusers_rows, "step", counted)
     pipe = hexad.accelerate(df.DDIMPipeline(unet(), df.DDIMScheduler()))
     pipe.set_progress_bar_config(disable=True)
     pipe(num_inference_steps=3, output_type="np")
