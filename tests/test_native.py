@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,17 +30,26 @@ def test_the_module_is_loaded():
     assert native.C.abi_version() == 1
 
 
-def test_one_openmp_runtime_and_it_is_torchs():
-    code = """
+RUNTIMES = """
 import torch, hexad_kernels, re
 x = torch.randn(64, 64, 64); h = torch.randn(64, 32, 64)
 torch.mm(torch.randn(512, 512), torch.randn(512, 512))
 hexad_kernels.coupling(x, h, h)
 maps = open('/proc/self/maps').read()
 loaded = set(re.findall(r'/\\S*(?:libgomp|libomp|libiomp)\\S*', maps))
-print(len(loaded), hexad_kernels.machine()['openmp'] in loaded)
+print(len(loaded), hexad_kernels.machine()['openmp'] in loaded, *loaded)
 """
-    assert python(code).stdout.split() == ["1", "True"]
+
+
+def test_one_openmp_runtime_and_it_is_torchs():
+    assert python(RUNTIMES).stdout.split()[:2] == ["1", "True"]
+
+
+def test_one_openmp_runtime_under_a_name_of_its_own(tmp_path):
+    """Some wheels of torch carry a renamed copy; torch takes this one in place of its own, as it has the same soname."""
+    renamed = tmp_path / "libgomp-a34b3233.so.1.0.0"
+    shutil.copy(native.C.openmp_path(), renamed)
+    assert python(RUNTIMES, LD_PRELOAD=str(renamed)).stdout.split() == ["1", "True", str(renamed)]
 
 
 def test_threads_follow_torch():
@@ -124,7 +134,7 @@ def test_exports_the_c_abi_and_nothing_else():
 
 def test_no_weak_symbols_in_per_instruction_set_objects():
     build = Path(__file__).parent.parent / "build" / "native" / "CMakeFiles"
-    objects = list(build.glob("cpu_avx*.dir/**/*.o"))
+    objects = list(build.glob("cpu_*.dir/**/*.o"))
     if not objects:
         pytest.skip("no build tree beside the tests")
     listing = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True).stdout
