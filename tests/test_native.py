@@ -46,7 +46,7 @@ def test_one_openmp_runtime_and_it_is_torchs():
 
 
 def test_one_openmp_runtime_under_a_name_of_its_own(tmp_path):
-    """Some wheels of torch carry a renamed copy; torch takes this one in place of its own, as it has the same soname."""
+    """Some wheels of torch carry a renamed copy; torch takes this one for its own, as it has the same soname."""
     renamed = tmp_path / "libgomp-a34b3233.so.1.0.0"
     shutil.copy(native.C.openmp_path(), renamed)
     assert python(RUNTIMES, LD_PRELOAD=str(renamed)).stdout.split() == ["1", "True", str(renamed)]
