@@ -82,6 +82,7 @@ CASES = [
     case("llama_prefill", (1, 32, 2048, 128), (8, 2048), causal=True, bench=True, bench_only=True),
     case("full_128", (1, 8, 1024, 128), bench=True, bench_only=True),
     case("short", (8, 12, 128, 64), causal=True, bench=True, bench_only=True),
+    *(case(f"dim_{dim}", (1, 8, 1024, dim), bench=True, bench_only=True) for dim in (40, 80, 96, 256)),
     case("masked", (1, 8, 1024, 64), mask=((1024, 1024), "bool"), bench=True, bench_only=True),
 ]  # fmt: skip
 

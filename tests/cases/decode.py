@@ -77,5 +77,6 @@ CASES = [
     case("gpt", (12, 12), 64, (1024,) * 8, bench=True),
     case("llama_alone", (32, 8), 128, (8192,), bench=True, bench_only=True),
     case("llama_paged", (32, 8), 128, (4096,) * 4, page=16, bench=True, bench_only=True),
+    case("group_8", (32, 4), 128, (8192,) * 2, page=16, bench=True, bench_only=True),
     case("llama_paged_int8", (32, 8), 128, (4096,) * 4, page=16, int8=True, bench=True, bench_only=True),
 ]
