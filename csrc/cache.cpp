@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace hexad {
 
 bool beyond_cache(int64_t bytes) {
@@ -10,7 +12,9 @@ bool beyond_cache(int64_t bytes) {
 #ifdef _SC_LEVEL3_CACHE_SIZE
     found = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
-    return found > 0 ? found : int64_t(32) << 20;
+    // A guest is told of the whole of a cache that it shares with others' cores.
+    const int64_t share = (int64_t(16) << 20) * std::max<int64_t>(1, sysconf(_SC_NPROCESSORS_ONLN));
+    return found > 0 ? std::min(found, share) : int64_t(32) << 20;
   }();
   return bytes >= size / 2;
 }
