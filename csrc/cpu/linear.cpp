@@ -3,6 +3,7 @@
 // block of panels is made in scratch and summed by linear_packed's tiles.
 #include "op/linear.h"
 
+#include "cpu/linear_amx.h"
 #include "cpu/linear_items.h"
 #include "cpu/linear_tile.h"
 
@@ -27,11 +28,12 @@ struct Block {
 
   // Words k to k + kRegLanes of lanes h to h + kRegLanes; asks for a share of the next block's
   // lines, a lane's in one go.
+  template <bool kAsk = true>
   HEXAD_INLINE void square(int64_t k, int h, reg* to) const {
 #pragma GCC unroll 16
     for (int i = 0; i < kRegLanes; ++i) to[i] = load<reg>(lane[h + i] + k * 4);
     transpose(to);
-    if (h) return;
+    if (!kAsk || h) return;
     const int64_t end = std::min<int64_t>(kPanel, (k + kRegLanes) * kPanel / words);
     for (int64_t i = k * kPanel / words; i < end; ++i)
       for (int64_t line = 0; line < words * 4; line += 64)
@@ -50,12 +52,13 @@ struct Block {
     }
   }
 
+  template <bool kAsk = true>
   void panel(int32_t* to) const {
     int64_t k = 0;
     for (; k + kRegLanes <= words; k += kRegLanes)
       for (int h = 0; h < kPanel; h += kRegLanes) {
         reg inputs[kRegLanes];
-        square(k, h, inputs);
+        square<kAsk>(k, h, inputs);
 #pragma GCC unroll 16
         for (int i = 0; i < kRegLanes; ++i)
           memcpy(to + (k + i) * kPanel + h, &inputs[i], sizeof(reg));
@@ -130,16 +133,99 @@ void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_
   }
 }
 
+#if HEXAD_TILES
+// A block of rows as B tiles, the last one filled up with zeros.
+void pair_tiles(const bf16* rows, int64_t stride, int count, int64_t k, int64_t n, int32_t* to) {
+  Block(rows, stride, count, k, n).panel<false>(to);
+  const int64_t end = (n + kStep - 1) / kStep * kTileWords;
+  for (int64_t i = (n + 1) / 2 * kPanel; i < end; ++i) to[i] = 0;
+}
+
+// Up to 16 rows by strips of 16 R outputs, of which `height` exist: the weight is A where it lies,
+// x is B, and the sums come out turned. Strips begin at the panels from `begin` on.
+template <int R>
+void sum_strips(const LinearArgs& a, const Group& group, int begin, int end, int height,
+                float* sums) {
+  alignas(64) int32_t pairs[kCutWords];
+  alignas(64) float turned[kPanels][kSquare * kSquare];
+  const int32_t* const b[1] = {pairs};
+  const int rows = int(a.rows), near = gated(a) ? group.panels / 2 : group.panels;
+  const bf16* weight = static_cast<const bf16*>(a.weight);
+  const UnitTiles<R> tiles(height);
+  for (int64_t k = 0; k == 0 || k < a.inputs; k += kCut) {
+    const int64_t n = std::min<int64_t>(kCut, a.inputs - k);
+    pair_tiles(static_cast<const bf16*>(a.x), a.x_stride, rows, k, n, pairs);
+    settle();
+    for (int h = 0; h < group.panels; h += near)
+      for (int p = h + begin; p < h + end; p += R) {
+        const bf16* from = weight + group.row[p] * a.weight_stride;
+        // The next cut of these outputs, or the first of those that follow the item's.
+        const bf16* after =
+            k + kCut < a.inputs ? from + k + kCut : from + int64_t(near) * kPanel * a.weight_stride;
+        unit<R, 1, false, true>(from + k, a.weight_stride, height, b, n, k == 0, turned[p],
+                                {reinterpret_cast<const char*>(after), a.weight_stride * 2, height},
+                                {});
+      }
+  }
+  for (int h = 0; h < group.panels; h += near)
+    for (int p = h + begin; p < h + end; ++p) {
+      const float* from = turned[p - (p - h - begin) % R] + (p - h - begin) % R * kTileSide * 32;
+      reg square[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = i < group.lanes[p] ? load_reg(from + i * (64 / R)) : set1_reg(0.f);
+      transpose(square);
+      for (int r = 0; r < rows; ++r) store_reg(sums + r * kWidth + p * kPanel, square[r]);
+    }
+}
+
+void run_tiles(const LinearArgs& a) {
+  if (a.rows <= kTileSide)
+    return for_groups<kPanels>(a, kFewRows, kFewRows, kPanels,
+                               [&](const Group& group, int64_t, int64_t) {
+                                 alignas(64) float sums[kTileSide * kWidth];
+                                 const int near = gated(a) ? group.panels / 2 : group.panels;
+                                 int height = 0;
+                                 for (int p = 0; p < near; ++p) height += group.lanes[p];
+                                 const int full = height / kSquare * 2, rest = height % kSquare;
+                                 if (full) sum_strips<2>(a, group, 0, full, kSquare, sums);
+                                 if (rest > kTileSide)
+                                   sum_strips<2>(a, group, full, near, rest, sums);
+                                 else if (rest)
+                                   sum_strips<1>(a, group, full, near, rest, sums);
+                                 finish<bf16>(a, group, 0, a.rows, sums);
+                               });
+  for_groups<kManyPanels>(a, kManyRows, kSquare, kManyPanels,
+                          [&](const GroupOf<kManyPanels>& group, int64_t first, int64_t rows) {
+                            alignas(64) int32_t panels[kManyPanels][kCutWords];
+                            const bf16* weight = static_cast<const bf16*>(a.weight);
+                            sum_many<true>(
+                                a, group, first, rows,
+                                [&](int64_t k, int64_t n, const int32_t** w) {
+                                  for (int p = 0; p < group.panels; ++p) {
+                                    pair_tiles(weight + group.row[p] * a.weight_stride,
+                                               a.weight_stride, group.lanes[p], k, n, panels[p]);
+                                    w[p] = panels[p];
+                                  }
+                                  settle();
+                                },
+                                [&](const Next&) { return Ahead{}; });
+                          });
+}
+#endif
+
 }  // namespace
 
 namespace HEXAD_ISA {
 
 void linear(const LinearArgs& a) {
+#if HEXAD_TILES
+  if (a.bf16) return run_tiles(a);
+#endif
   // Among a few rows each panel is read from end to end.
   for_items(a, a.rows <= kFew ? 1 : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {
               if (!a.bf16) return sum_unpacked<Floats, float>(a, group, first, rows, sums);
-#if HEXAD_PAIRS
+#if HEXAD_PAIRS && !HEXAD_TILES
               return sum_unpacked<Pairs, bf16>(a, group, first, rows, sums);
 #else
               return sum_unpacked<Halves, bf16>(a, group, first, rows, sums);

@@ -15,11 +15,13 @@ static_assert(kPanel == kLanes, "one vector finishes a panel's row");
 
 // The panels that one item of work sums: the weight's row in lane 0 of each, and how many of its
 // lanes exist. A gated item holds gates in the first half of its panels, their ups in the second.
-struct Group {
+template <int N>
+struct GroupOf {
   int panels;
-  int64_t row[kPanels];
-  int lanes[kPanels];
+  int64_t row[N];
+  int lanes[N];
 };
+using Group = GroupOf<kPanels>;
 
 HEXAD_INLINE vf activate(vf z, int activation) {
   switch (activation) {
@@ -49,9 +51,9 @@ HEXAD_INLINE bool gated(const LinearArgs& a) {
   return a.activation >= 7;
 }
 
-template <class T>
-void finish(const LinearArgs& a, const Group& group, int64_t first, int64_t rows,
-            const float* sums) {
+template <class T, int N>
+void finish(const LinearArgs& a, const GroupOf<N>& group, int64_t first, int64_t rows,
+            const float* sums, int64_t width = kWidth) {
   const T* bias = static_cast<const T*>(a.bias);
   const int outputs = gated(a) ? group.panels / 2 : group.panels;
   for (int p = 0; p < outputs; ++p) {
@@ -60,7 +62,7 @@ void finish(const LinearArgs& a, const Group& group, int64_t first, int64_t rows
     const vf b = bias ? load_part(bias + at, lanes) : zero();
     const vf up = bias && gated(a) ? load_part(bias + group.row[outputs + p], lanes) : zero();
     for (int64_t r = 0; r < rows; ++r) {
-      const float* sum = sums + r * kWidth + p * kPanel;
+      const float* sum = sums + r * width + p * kPanel;
       vf z = activate(load(sum) + b, a.activation);
       if (gated(a)) z = z * (load(sum + outputs * kPanel) + up);
       if (a.residual) {

@@ -9,29 +9,28 @@
 namespace hexad {
 namespace {
 
-// sum(group, first, rows, sums) fills sums[r * kWidth + 16 p + lane] for an item; `widest` is the
-// most panels of an item. How the work is cut does not change any output's bits.
-template <class Sum>
-void for_items(const LinearArgs& a, int widest, const Sum& sum) {
+// work(group, first, rows) for items of up to `tallest` rows, cut at multiples of `step`, and N
+// panels; `widest` is the most panels of an item. How the work is cut changes no output's bits.
+template <int N, class Work>
+void for_groups(const LinearArgs& a, int64_t tallest, int step, int widest, const Work& work) {
   const int64_t columns = gated(a) ? a.outputs / 2 : a.outputs;
   const int64_t panels = (columns + kPanel - 1) / kPanel;
-  const int64_t down = (a.rows + kItemRows - 1) / kItemRows;
+  const int64_t down = (a.rows + tallest - 1) / tallest;
   if (!panels || !down) return;
-  // Heights are multiples of 6, the height of a tile among many rows.
-  const int64_t height = std::min<int64_t>(kItemRows, ((a.rows + down - 1) / down + 5) / 6 * 6);
+  const int64_t height =
+      std::min<int64_t>(tallest, ((a.rows + down - 1) / down + step - 1) / step * step);
   int64_t width = gated(a) ? (widest + 1) / 2 : widest;
   const int64_t threads = parallel_threads();
   while (width > 1 && (panels + width - 1) / width * down < 2 * threads) width /= 2;
   const int64_t across = (panels + width - 1) / width;
   const int64_t cost = std::min(a.rows, height) * width * kPanel * std::max<int64_t>(a.inputs, 1);
   parallel_for(across * down, std::max<int64_t>(1, 131072 / cost), [&](int64_t item, int64_t end) {
-    alignas(64) float sums[kItemRows * kWidth];
     for (; item < end; ++item) {
       const int64_t first = item % down * height, panel = item / down * width;
       const int64_t rows = std::min(height, a.rows - first);
       if (rows <= 0) continue;
       const int count = int(std::min(width, panels - panel));
-      Group group{gated(a) ? 2 * count : count, {}, {}};
+      GroupOf<N> group{gated(a) ? 2 * count : count, {}, {}};
       for (int p = 0; p < count; ++p) {
         group.row[p] = (panel + p) * kPanel;
         group.lanes[p] = int(std::min<int64_t>(kPanel, columns - group.row[p]));
@@ -39,15 +38,26 @@ void for_items(const LinearArgs& a, int widest, const Sum& sum) {
         group.row[count + p] = group.row[p] + columns;
         group.lanes[count + p] = group.lanes[p];
       }
-      if (a.inputs) {
-        sum(group, first, rows, sums);
-      } else {
-        for (int64_t i = 0; i < rows * kWidth; ++i) sums[i] = 0;
-      }
-      a.bf16 ? finish<bf16>(a, group, first, rows, sums)
-             : finish<float>(a, group, first, rows, sums);
+      work(group, first, rows);
     }
   });
+}
+
+// sum(group, first, rows, sums) fills sums[r * kWidth + 16 p + lane] for an item, which is then
+// finished. Heights are multiples of 6, the height of a tile among many rows.
+template <class Sum>
+void for_items(const LinearArgs& a, int widest, const Sum& sum) {
+  for_groups<kPanels>(a, kItemRows, 6, widest,
+                      [&](const Group& group, int64_t first, int64_t rows) {
+                        alignas(64) float sums[kItemRows * kWidth];
+                        if (a.inputs) {
+                          sum(group, first, rows, sums);
+                        } else {
+                          for (int64_t i = 0; i < rows * kWidth; ++i) sums[i] = 0;
+                        }
+                        a.bf16 ? finish<bf16>(a, group, first, rows, sums)
+                               : finish<float>(a, group, first, rows, sums);
+                      });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // act(x W^T + b) + residual with W in panels of 16 outputs, read once for up to eight rows.
 #include "op/linear_packed.h"
 
+#include "cpu/linear_amx.h"
 #include "cpu/linear_bytes.h"
 #include "cpu/linear_items.h"
 #include "cpu/linear_tile.h"
@@ -36,6 +37,41 @@ void run(const LinearArgs& a) {
             });
 }
 
+#if HEXAD_TILES
+void run_tiles(const LinearArgs& a) {
+  if (a.rows <= kFewRows) {
+    const bool one = a.rows <= kTileSide;
+    return for_groups<kPanels>(a, kFewRows, kFewRows, one ? 4 : 2,
+                               [&](const Group& group, int64_t, int64_t) {
+                                 alignas(64) float sums[kSquare * kSquare];
+                                 one ? sum_few<1>(a, group, sums) : sum_few<2>(a, group, sums);
+                                 finish<bf16>(a, group, 0, a.rows, sums, one ? 64 : 32);
+                               });
+  }
+  for_groups<kManyPanels>(
+      a, kManyRows, kSquare, kManyPanels,
+      [&](const GroupOf<kManyPanels>& group, int64_t first, int64_t rows) {
+        const auto at = [&](int p, int64_t k) {
+          return static_cast<const int32_t*>(a.weight) + group.row[p] / kPanel * a.weight_stride +
+                 k / 2 * kPanel;
+        };
+        sum_many<false>(
+            a, group, first, rows,
+            [&](int64_t k, int64_t, const int32_t** w) {
+              for (int p = 0; p < group.panels; ++p) w[p] = at(p, k);
+            },
+            // A share of what comes next, 1 KB to a row.
+            [&](const Next& next) {
+              const int begin = 32 * next.unit / next.units,
+                        end = 32 * (next.unit + 1) / next.units;
+              return Ahead{reinterpret_cast<const char*>(at(next.panel[begin / 16], next.k)) +
+                               begin % 16 * 1024,
+                           1024, end - begin};
+            });
+      });
+}
+#endif
+
 template <class Form>
 void run_bytes(const LinearPackedArgs& a) {
   const LinearArgs& l = a.linear;
@@ -66,7 +102,9 @@ void linear_packed(const LinearPackedArgs& a) {
     case kPackedFloat:
       return run<Floats>(a.linear);
     case kPackedBfloat:
-#if HEXAD_PAIRS
+#if HEXAD_TILES
+      if (a.linear.bf16) return run_tiles(a.linear);
+#elif HEXAD_PAIRS
       if (a.linear.bf16) return run<Pairs>(a.linear);
 #endif
       return run<Halves>(a.linear);
