@@ -31,6 +31,8 @@ class Tiles {
     } config;
     for (int i = 0; i < 8; ++i)
       if (few >> i & 1) config.rows[i] = uint8_t(rows);
+    // All of it is in memory: the instruction tells the compiler of its first bytes only.
+    asm volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
