@@ -12,7 +12,7 @@
 namespace hexad {
 namespace {
 
-constexpr int kAmxQueries = 128, kAmxKeys = 256;
+constexpr int kAmxQueries = 256, kAmxKeys = 256;
 
 class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
   using Sight = GradientSight<bf16, kAmxQueries, kAmxKeys>;
@@ -106,32 +106,25 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
     int begin[kStrips], end[kStrips];  // the panels of keys that a strip of rows sees
     for (int s = 0; s < strips; ++s) {
       begin[s] = 0, end[s] = int(round_up(count_, kSide) / kSide);
-      bool hides = partial;
+      int whole = 0, part = end[s];  // the panels of which a strip sees all
       if (partial) {
         const int64_t last = std::min((s + 1) * kSide, rows_);
-        int from = kKeys, upto = 0;
-        hides = a_.mask || last % kSide;
+        int from = kKeys, upto = 0, after = 0, before = kKeys;
         for (int64_t i = s * kSide; i < last; ++i) {
-          hides = hides || from_[i] > 0 || end_[i] < kKeys;
+          after = std::max(after, from_[i]), before = std::min(before, end_[i]);
           if (from_[i] < upto_[i]) from = std::min(from, from_[i]), upto = std::max(upto, upto_[i]);
         }
         begin[s] = from / int(kSide), end[s] = int(round_up(upto, kSide) / kSide);
+        whole = int(round_up(after, kSide) / kSide), part = before / int(kSide);
+        if (a_.mask || last % kSide) part = 0;
       }
-      hides ? weigh_strip<true>(s, begin[s], end[s]) : weigh_strip<false>(s, begin[s], end[s]);
+      weigh_strip(s, begin[s], end[s], whole, part);
     }
     settle();
     if (partial && !finite()) return visit_carefully(kForKeys, grad_q, begin, end, strips);
-    for (int64_t n = 0; kForKeys && n < kPanels; ++n) {
-      int from, upto;
-      find_strips(n, begin, end, strips, &from, &upto);
-      if (from >= upto) continue;
-      const auto both = [&](float* sums, const float* turned, const float* w, int64_t elements) {
-        for (int64_t m = 0; m < elements / kSide; ++m)
-          add_square(key_square(sums, m, n), turned_tiles(turned, m).from(from),
-                     weights(w, n).from(from), upto - from);
-      };
-      both(grad_v_, turned_g_, p_, dv_);
-      both(grad_k_, turned_q_, ds_, d_);
+    if (kForKeys) {
+      add_to_keys(grad_v_, turned_g_, p_, dv_, begin, end, strips);
+      add_to_keys(grad_k_, turned_q_, ds_, d_, begin, end, strips);
     }
     for (int s = 0; kForQueries && s < strips; ++s)
       for (int64_t m = 0; begin[s] < end[s] && m < d_ / kSide; ++m)
@@ -183,6 +176,20 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
       if (begin[s] <= panel && panel < end[s]) *from = std::min(*from, s), *upto = s + 1;
   }
 
+  // Keys take what the strips that see them give. Two squares' elements of the queries at a time:
+  // these stay in L1 for all panels.
+  static void add_to_keys(float* sums, const float* turned, const float* w, int64_t elements,
+                          const int* begin, const int* end, int strips) {
+    for (int64_t half = 0; half < elements / kSide; half += 2)
+      for (int64_t n = 0; n < kPanels; ++n) {
+        int from, upto;
+        find_strips(n, begin, end, strips, &from, &upto);
+        for (int64_t m = half; from < upto && m < std::min(half + 2, elements / kSide); ++m)
+          add_square(key_square(sums, m, n), turned_tiles(turned, m).from(from),
+                     weights(w, n).from(from), upto - from);
+      }
+  }
+
   static void write_turned(bf16* to, int64_t row_step, const float* from, int64_t n,
                            int64_t elements, float scale) {
     alignas(64) float row[kLanes];
@@ -214,16 +221,19 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
     store_square(products_ + buffer * kSquare);
   }
 
-  // P and dS of a strip of rows. The matrix unit is a square ahead.
-  template <bool kHides>
-  void weigh_strip(int64_t strip, int64_t begin, int64_t end) {
+  // P and dS of a strip of rows, which sees all of panels [whole, part). The matrix unit is a
+  // square ahead.
+  void weigh_strip(int64_t strip, int64_t begin, int64_t end, int64_t whole, int64_t part) {
     if (begin >= end) return;
     score(strip, begin, 0);
     for (int64_t n = begin; n < end; ++n) {
       const int64_t buffer = (n - begin) & 1;
       if (n + 1 < end) score(strip, n + 1, buffer ^ 1);
-      a_.softcap > 0 ? weigh<kHides, true>(strip, n, buffer)
-                     : weigh<kHides, false>(strip, n, buffer);
+      if (whole <= n && n < part)
+        a_.softcap > 0 ? weigh<false, true>(strip, n, buffer)
+                       : weigh<false, false>(strip, n, buffer);
+      else
+        a_.softcap > 0 ? weigh<true, true>(strip, n, buffer) : weigh<true, false>(strip, n, buffer);
     }
   }
 

@@ -96,10 +96,14 @@ inline void pack_right_turned(float* to, const bf16* p, int64_t row_step, int64_
   for (int64_t j = 0; j < round_up(n, kSide); j += kLanes)
     for (int64_t k = 0; k < units; k += kLanes) {
       vf square[kLanes];
+      const bf16* row = p + j * row_step + 2 * k;
+      if (j + kLanes <= n && 2 * k + kSide <= elements) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i)
-        square[i] = j + i < n ? row_units(Pairs{}, p + (j + i) * row_step + 2 * k, elements - 2 * k)
-                              : zero();
+        for (int i = 0; i < kLanes; ++i) square[i] = load<vf>(row + i * row_step);
+      } else {
+        for (int i = 0; i < kLanes; ++i)
+          square[i] = j + i < n ? row_units(Pairs{}, row + i * row_step, elements - 2 * k) : zero();
+      }
       transpose(square);
       float* column = to + j / kSide * units * kSide + k * kSide + j % kSide;
       for (int i = 0; i < kLanes; ++i) store(column + i * kSide, square[i]);
@@ -129,27 +133,34 @@ inline void pack_right(float* to, const bf16* p, int64_t row_step, int64_t n, in
 inline void pack_left_turned(float* to, const bf16* p, int64_t row_step, int64_t n, int64_t room,
                              int64_t elements) {
   const int64_t tiles = room / kSide * 256;
+  alignas(64) bf16 rest[kSide * kSide];
   for (int64_t j = 0; j < round_up(n, kSide); j += kSide, to += 256)
     for (int64_t d = 0; d < round_up(elements, kSide); d += kSide) {
-      vf low[kLanes], high[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        const int64_t at = j + 2 * i, left = elements - d;
-        const bf16* row = p + at * row_step + d;
-        const __m512i even = (__m512i)(at < n ? row_units(Pairs{}, row, left) : zero());
-        const __m512i odd =
-            (__m512i)(at + 1 < n ? row_units(Pairs{}, row + row_step, left) : zero());
-        low[i] = (vf)_mm512_unpacklo_epi16(even, odd);
-        high[i] = (vf)_mm512_unpackhi_epi16(even, odd);
+      const bf16* from = p + j * row_step + d;
+      int64_t step = row_step;
+      if (j + kSide > n || d + kSide > elements) {
+        for (int64_t i = 0; i < kSide; ++i)
+          store(reinterpret_cast<float*>(rest + i * kSide),
+                j + i < n ? row_units(Pairs{}, from + i * step, elements - d) : zero());
+        from = rest, step = kSide;
       }
-      // Lane l of `low` is element l / 4 * 8 + l % 4, of `high` four more.
-      transpose(low), transpose(high);
       float* tile = to + d / kLanes * tiles;
-      for (int l = 0; l < kLanes; ++l) {
-        const int e = l / 4 * 8 + l % 4;
-        float* row = tile + e / kLanes * tiles + e % kLanes * 16;
-        store(row, low[l]);
-        store(row + 4 * 16, high[l]);
+      // Lane l of the lower halves is element l / 4 * 8 + l % 4, of the upper ones four more.
+      for (int upper = 0; upper < 2; ++upper) {
+        vf square[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          const __m512i even = _mm512_loadu_si512(from + 2 * i * step);
+          const __m512i odd = _mm512_loadu_si512(from + (2 * i + 1) * step);
+          square[i] =
+              (vf)(upper ? _mm512_unpackhi_epi16(even, odd) : _mm512_unpacklo_epi16(even, odd));
+        }
+        transpose(square);
+#pragma GCC unroll 16
+        for (int l = 0; l < kLanes; ++l) {
+          const int e = l / 4 * 8 + l % 4 + 4 * upper;
+          store(tile + e / kLanes * tiles + e % kLanes * 16, square[l]);
+        }
       }
     }
 }
