@@ -9,38 +9,40 @@
 // and their queries), so the bits are the same.
 #include "op/attention_backward.h"
 
+#include "cpu/gradient_amx.h"
 #include "cpu/gradient_tile.h"
 #include "cpu/parallel.h"
 
 namespace hexad {
 namespace {
 
-template <class T, class U>
+template <class T, class Tile>
 class Gradient {
  public:
-  static constexpr int kQueries = Weights<U>::kQueries, kKeys = Weights<U>::kKeys;
+  static constexpr int kQueries = Tile::kQueries, kKeys = Tile::kKeys;
 
   Gradient(const AttentionBackwardArgs& a, float* room)
       : a_(a), group_(a.heads / a.kv_heads), tile_(a, room), columns_(tile_.columns()) {}
 
   // All gradients of one key head.
   void whole(int64_t b, int64_t h) {
-    // float32 is summed where it belongs.
-    const bool in_place = sizeof(T) == sizeof(float) && a_.head_dim % kLanes == 0;
+    const bool in_place = Tile::in_place(a_);
     const int64_t step = in_place ? a_.grad_q_stride[2] : columns_;
+    const int64_t room = Tile::padded(a_.rows);
     const auto sums = [&](int64_t g) {
       return in_place ? reinterpret_cast<float*>(grad_q(b, h * group_ + g, 0))
-                      : tile_.rest() + g * a_.rows * columns_;
+                      : tile_.rest() + g * room * columns_;
     };
     for (int64_t g = 0; g < group_; ++g)
-      for (int64_t i = 0; i < a_.rows; ++i) std::fill_n(sums(g) + i * step, columns_, 0.f);
+      for (int64_t i = 0; i < (in_place ? a_.rows : room); ++i)
+        std::fill_n(sums(g) + i * step, columns_, 0.f);
     for (int64_t base = 0; base < a_.keys; base += kKeys)
       keys(b, h, base, [&](int64_t g, int64_t first) {
         tile_.template visit<true, true>(sums(g) + first * step, step);
       });
     for (int64_t g = 0; !in_place && g < group_; ++g)
-      for (int64_t i = 0; i < a_.rows; ++i)
-        tile_.write(grad_q(b, h * group_ + g, i), sums(g) + i * step, a_.head_dim);
+      for (int64_t i = 0; i < a_.rows; i += kQueries)
+        write_queries(b, h * group_ + g, i, sums(g) + i * step);
   }
 
   // grad_k and grad_v of a tile of keys.
@@ -50,9 +52,8 @@ class Gradient {
 
   // grad_q of a tile of queries.
   void some_queries(int64_t b, int64_t head, int64_t first) {
-    const int64_t n = std::min<int64_t>(kQueries, a_.rows - first);
     float* sums = tile_.rest();
-    std::fill_n(sums, n * columns_, 0.f);
+    std::fill_n(sums, kQueries * columns_, 0.f);
     tile_.find_head(b, head);
     bool taken = false;
     for (int64_t base = 0; base < a_.keys; base += kKeys) {
@@ -62,14 +63,18 @@ class Gradient {
       tile_.take_keys(b, head / group_, base);
       tile_.template visit<false, true>(sums, columns_);
     }
-    for (int64_t i = 0; i < n; ++i)
-      tile_.write(grad_q(b, head, first + i), sums + i * columns_, a_.head_dim);
+    write_queries(b, head, first, sums);
   }
 
  private:
   T* grad_q(int64_t b, int64_t head, int64_t i) const {
     return static_cast<T*>(a_.grad_q) + b * a_.grad_q_stride[0] + head * a_.grad_q_stride[1] +
            i * a_.grad_q_stride[2];
+  }
+
+  void write_queries(int64_t b, int64_t head, int64_t first, const float* sums) {
+    tile_.write_queries(grad_q(b, head, first), a_.grad_q_stride[2], sums,
+                        std::min<int64_t>(kQueries, a_.rows - first));
   }
 
   // visit(head of the group, first row) for each tile of queries that sees the keys.
@@ -92,7 +97,7 @@ class Gradient {
 
   const AttentionBackwardArgs& a_;
   const int64_t group_;
-  GradientTile<T, U> tile_;
+  Tile tile_;
   const int64_t columns_;
 };
 
@@ -119,32 +124,33 @@ void deltas(const AttentionBackwardArgs& a) {
 }
 
 // body(gradient, task) for each task; a slot of the workspace is one task's at a time.
-template <class T, class U, class Body>
+template <class T, class Tile, class Body>
 void tasks(const AttentionBackwardArgs& a, int64_t n, const Body& body) {
   int64_t next = 0;
   parallel_for(std::min(n, a.slots), 1, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
-      Gradient<T, U> gradient(a, a.workspace + slot * a.room);
+      Gradient<T, Tile> gradient(a, a.workspace + slot * a.room);
       for (int64_t t; (t = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < n;) body(gradient, t);
     }
   });
 }
 
-template <class T, class U>
+template <class T, class Tile>
 void run(const AttentionBackwardArgs& a) {
-  using G = Gradient<T, U>;
+  using G = Gradient<T, Tile>;
   deltas<T>(a);
   const int64_t heads = a.batch * a.kv_heads;
   if (!a.split)
-    return tasks<T, U>(a, heads, [&](G& g, int64_t t) { g.whole(t / a.kv_heads, t % a.kv_heads); });
+    return tasks<T, Tile>(a, heads,
+                          [&](G& g, int64_t t) { g.whole(t / a.kv_heads, t % a.kv_heads); });
   const int64_t key_tiles = (a.keys + G::kKeys - 1) / G::kKeys;
   const int64_t query_tiles = (a.rows + G::kQueries - 1) / G::kQueries;
-  tasks<T, U>(a, heads * key_tiles, [&](G& g, int64_t t) {
+  tasks<T, Tile>(a, heads * key_tiles, [&](G& g, int64_t t) {
     const int64_t head = t % heads;
     g.some_keys(head / a.kv_heads, head % a.kv_heads, t / heads * G::kKeys);
   });
   const int64_t rows = a.batch * a.heads;
-  tasks<T, U>(a, rows * query_tiles, [&](G& g, int64_t t) {
+  tasks<T, Tile>(a, rows * query_tiles, [&](G& g, int64_t t) {
     const int64_t head = t % rows, tile = query_tiles - 1 - t / rows;
     g.some_queries(head / a.heads, head % a.heads, tile * G::kQueries);
   });
@@ -155,11 +161,14 @@ void run(const AttentionBackwardArgs& a) {
 namespace HEXAD_ISA {
 
 void attention_backward(const AttentionBackwardArgs& a) {
-#if HEXAD_PAIRS
-  a.bf16 ? run<bf16, Pairs>(a) : run<float, Floats>(a);
+#if HEXAD_TILES
+  using Bfloat = GradientAmx;
+#elif HEXAD_PAIRS
+  using Bfloat = GradientTile<bf16, Pairs>;
 #else
-  a.bf16 ? run<bf16, Floats>(a) : run<float, Floats>(a);
+  using Bfloat = GradientTile<bf16, Floats>;
 #endif
+  a.bf16 ? run<bf16, Bfloat>(a) : run<float, GradientTile<float, Floats>>(a);
 }
 
 }  // namespace HEXAD_ISA

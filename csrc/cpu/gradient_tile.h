@@ -1,20 +1,26 @@
 // One tile of attention's backward: up to kQueries rows of one head against kKeys keys.
 #pragma once
 
-#include "cpu/tile_pack.h"
+#include "cpu/gradient_sight.h"
 #include "cpu/tile_weights.h"
-#include "op/attention_backward.h"
 
 namespace hexad {
 namespace {
 
 template <class T, class U>
-class GradientTile {
+class GradientTile : public GradientSight<T, Weights<U>::kQueries, Weights<U>::kKeys> {
+  using Sight = GradientSight<T, Weights<U>::kQueries, Weights<U>::kKeys>;
+
  public:
   static constexpr int kQueries = Weights<U>::kQueries, kKeys = Weights<U>::kKeys;
+  // float32 is summed where it belongs, if its rows are whole vectors.
+  static bool in_place(const AttentionBackwardArgs& a) {
+    return sizeof(T) == sizeof(float) && a.head_dim % kLanes == 0;
+  }
+  static int64_t padded(int64_t rows) { return rows; }
 
   GradientTile(const AttentionBackwardArgs& a, float* room)
-      : a_(a),
+      : Sight(a),
         d_(round_up(a.head_dim, kLanes)),
         dv_(round_up(a.value_dim, kLanes)),
         room_(room),
@@ -34,45 +40,22 @@ class GradientTile {
   int64_t columns() const { return d_; }
   float* rest() const { return room_; }  // scratch that the tile leaves
 
-  void find_head(int64_t b, int64_t head) {
-    q_ = static_cast<const T*>(a_.q) + b * a_.q_stride[0] + head * a_.q_stride[1];
-    g_ = static_cast<const T*>(a_.grad_out) + b * a_.grad_out_stride[0] +
-         head * a_.grad_out_stride[1];
-    lse_ = a_.lse + b * a_.lse_stride[0] + head * a_.lse_stride[1];
-    delta_ = a_.workspace + a_.slots * a_.room + (b * a_.heads + head) * a_.rows;
-    mask_ = b * a_.mask_stride[0] + head * a_.mask_stride[1];
-  }
-
-  // Whether any of the rows from `first` sees any of the keys from `base`.
-  bool sees(int64_t first, int64_t base) const {
-    const int64_t last = std::min<int64_t>(first + kQueries, a_.rows) - 1;
-    return lo(first) < base + kKeys && hi(last) > base;
-  }
-
   void take_keys(int64_t b, int64_t h, int64_t base) {
-    k_ = static_cast<const T*>(a_.k) + b * a_.k_stride[0] + h * a_.k_stride[1] +
-         base * a_.k_stride[2];
-    const T* v = static_cast<const T*>(a_.v) + b * a_.v_stride[0] + h * a_.v_stride[1] +
-                 base * a_.v_stride[2];
-    base_ = base;
-    count_ = std::min<int64_t>(kKeys, a_.keys - base);
+    this->find_keys(b, h, base);
     turned_k_at_ = pack_turned<U>(turned_k_, k_, a_.k_stride[2], count_, kKeys, a_.head_dim);
-    turned_v_at_ = pack_turned<U>(turned_v_, v, a_.v_stride[2], count_, kKeys, a_.value_dim);
+    turned_v_at_ = pack_turned<U>(turned_v_, v_, a_.v_stride[2], count_, kKeys, a_.value_dim);
     rows_k_at_ = pack_rows<U>(rows_k_, k_, a_.k_stride[2], count_, kKeys, a_.head_dim);
   }
 
   void take_queries(int64_t first) {
     const int64_t q_row = a_.q_stride[2], g_row = a_.grad_out_stride[2];
-    first_ = first;
-    rows_ = std::min<int64_t>(kQueries, a_.rows - first);
+    this->find_queries(first);
     const T *q = q_ + first * q_row, *g = g_ + first * g_row;
     const int64_t room = round_up(rows_, U::kPer);
     rows_q_at_ = pack_rows<U>(rows_q_, q, q_row, rows_, room, a_.head_dim);
     rows_g_at_ = pack_rows<U>(rows_g_, g, g_row, rows_, room, a_.value_dim);
     along_q_at_ = pack_along<U>(along_q_, q, q_row, rows_, a_.head_dim);
     along_g_at_ = pack_along<U>(along_g_, g, g_row, rows_, a_.value_dim);
-    any_dead_ = false;
-    for (int64_t r = 0; r < rows_; ++r) any_dead_ = any_dead_ || dead(r);
   }
 
   void clear_keys() {
@@ -84,21 +67,19 @@ class GradientTile {
     T* k = static_cast<T*>(a_.grad_k) + b * a_.grad_k_stride[0] + h * a_.grad_k_stride[1];
     T* v = static_cast<T*>(a_.grad_v) + b * a_.grad_v_stride[0] + h * a_.grad_v_stride[1];
     for (int64_t j = 0; j < std::min<int64_t>(kKeys, a_.keys - base); ++j) {
-      write(k + (base + j) * a_.grad_k_stride[2], grad_k_ + j * d_, a_.head_dim);
-      write(v + (base + j) * a_.grad_v_stride[2], grad_v_ + j * dv_, a_.value_dim);
+      this->write(k + (base + j) * a_.grad_k_stride[2], grad_k_ + j * d_, a_.head_dim);
+      this->write(v + (base + j) * a_.grad_v_stride[2], grad_v_ + j * dv_, a_.value_dim);
     }
   }
 
-  static void write(T* to, const float* from, int64_t n) {
-    int64_t d = 0;
-    for (; d + kLanes <= n; d += kLanes) store(to + d, load(from + d));
-    if (d < n) store_first(to + d, load(from + d), n - d);
+  void write_queries(T* to, int64_t row_step, const float* from, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) this->write(to + i * row_step, from + i * d_, a_.head_dim);
   }
 
   // Adds what the tile gives to its keys' gradients and, at `grad_q`, to its rows'.
   template <bool kForKeys, bool kForQueries>
   void visit(float* grad_q, int64_t grad_q_step) {
-    const bool partial = find_visible();
+    const bool partial = this->find_visible(rows_ % U::kPer == 0 && count_ == kKeys);
     int64_t begin[kQueries / kStrip], end[kQueries / kStrip];
     for (int64_t r = 0; r < rows_; r += kStrip) {
       const int64_t n = std::min<int64_t>(kStrip, rows_ - r);
@@ -125,7 +106,8 @@ class GradientTile {
         a_.softcap > 0 ? weigh<false, true>(r, n, from, upto)
                        : weigh<false, false>(r, n, from, upto);
     }
-    if (partial && !finite()) return visit_carefully(kForKeys, grad_q, grad_q_step, begin, end);
+    if (partial && !this->finite())
+      return visit_carefully(kForKeys, grad_q, grad_q_step, begin, end);
     if (kForKeys) {
       if (!partial) for_keys(0, kKeys, 0, rows_);
       for (int64_t j = 0; partial && j < count_; j += kStrip) {
@@ -150,42 +132,14 @@ class GradientTile {
  private:
   static constexpr int kStrip = 16;  // rows whose scores are made together, or keys that share sums
 
+  using Sight::a_, Sight::q_, Sight::g_, Sight::k_, Sight::v_, Sight::lse_, Sight::delta_;
+  using Sight::base_, Sight::count_, Sight::first_, Sight::rows_;
+  using Sight::from_, Sight::upto_, Sight::end_;
+
   float* take(int64_t n) {
     float* p = room_;
     room_ += round_up(n, kLanes);
     return p;
-  }
-
-  // The keys that row i sees as causality and the window say, from `lo` to before `hi`.
-  int64_t lo(int64_t i) const {
-    return a_.left < 0 ? 0 : std::max<int64_t>(0, i + a_.offset - a_.left);
-  }
-  int64_t hi(int64_t i) const {
-    return a_.right < 0 ? a_.keys : std::min(a_.keys, i + a_.offset + a_.right + 1);
-  }
-  // A row that sees nothing at all.
-  bool dead(int64_t r) const { return lse_[(first_ + r) * a_.lse_stride[2]] == -__builtin_inff(); }
-
-  // What the rows see of the tile; false if that is all of it.
-  bool find_visible() {
-    if (!a_.mask && !any_dead_ && rows_ % U::kPer == 0 && count_ == kKeys &&
-        lo(first_ + rows_ - 1) <= base_ && hi(first_) >= base_ + kKeys)
-      return false;
-    for (int64_t r = 0; r < kQueries; ++r) {
-      const bool there = r < rows_;
-      from_[r] = there ? int(std::clamp<int64_t>(lo(first_ + r) - base_, 0, kKeys)) : 0;
-      upto_[r] = there ? int(std::clamp<int64_t>(hi(first_ + r) - base_, 0, kKeys)) : 0;
-      end_[r] = there && dead(r) ? 0 : upto_[r];
-    }
-    return true;
-  }
-
-  // 0 * NaN would let a hidden pair be seen.
-  bool finite() const {
-    return all_finite(q_ + first_ * a_.q_stride[2], a_.q_stride[2], rows_, a_.head_dim) &&
-           all_finite(g_ + first_ * a_.grad_out_stride[2], a_.grad_out_stride[2], rows_,
-                      a_.value_dim) &&
-           all_finite(k_, a_.k_stride[2], count_, a_.head_dim);
   }
 
   static Factor row(const Factor& f, int64_t r) { return {f.at + r * f.row, f.row, f.step}; }
@@ -210,19 +164,6 @@ class GradientTile {
                d_, n, units);
   }
 
-  // The mask of a row over keys [from, upto) of the tile as something to add; -inf hides.
-  void read_mask(int64_t r, int64_t from, int64_t upto, float* add) const {
-    for (int64_t j = from; j < upto; ++j) {
-      const int64_t e = mask_ + (first_ + r) * a_.mask_stride[2] + (base_ + j) * a_.mask_stride[3];
-      if (a_.mask_kind == 0)
-        add[j] = static_cast<const uint8_t*>(a_.mask)[e] ? 0.f : -__builtin_inff();
-      else if (a_.mask_kind == 1)
-        add[j] = static_cast<const float*>(a_.mask)[e];
-      else
-        add[j] = to_float(static_cast<const bf16*>(a_.mask)[e]);
-    }
-  }
-
   // Rows r .. r + n - 1 of P and dS from their scores and products, over keys [from, upto).
   template <bool kPartial, bool kCapped>
   void weigh(int64_t r, int64_t n, int64_t from, int64_t upto) {
@@ -236,7 +177,7 @@ class GradientTile {
         lse[e] = set1(lse_[at * a_.lse_stride[2]]);
         delta[e] = set1(delta_[at]);
         if (kPartial && a_.mask && i + e < rows_)
-          read_mask(i + e, from_[i + e], upto_[i + e], add[e]);
+          this->read_mask(i + e, from_[i + e], upto_[i + e], add[e] + from_[i + e]);
       }
       for (int64_t c = from; c < upto; c += 2 * kLanes) {
         vf w[kRows][2], g[kRows][2];
@@ -277,14 +218,6 @@ class GradientTile {
     }
   }
 
-  bool visible(int64_t r, int64_t j) const {
-    if (r >= rows_ || j < from_[r] || j >= end_[r]) return false;
-    if (!a_.mask) return true;
-    float add[kKeys];
-    read_mask(r, j, j + 1, add);
-    return add[j] != -__builtin_inff();
-  }
-
   // One row of c, for which the elements k of b that it does not see count as zero.
   template <class Sees>
   static void carefully(float* c, const Factor& a, const Panels& b, int64_t columns, int64_t units,
@@ -309,7 +242,7 @@ class GradientTile {
       find_rows(j / kStrip * kStrip, kStrip, &from, &upto);
       if (from >= upto) continue;
       const int64_t unit = from / U::kPer, units = (upto + U::kPer - 1) / U::kPer - unit;
-      const auto sees = [&](int64_t k) { return visible(unit * U::kPer + k, j); };
+      const auto sees = [&](int64_t k) { return this->visible(unit * U::kPer + k, j); };
       carefully(grad_v_ + j * dv_, across(weights_.p, unit, j), rows_g_at_.from(unit), dv_, units,
                 sees);
       carefully(grad_k_ + j * d_, across(weights_.ds, unit, j), rows_q_at_.from(unit), d_, units,
@@ -319,26 +252,19 @@ class GradientTile {
       const int64_t from = begin[r / kStrip], upto = end[r / kStrip];
       if (from < upto)
         carefully(grad_q + r * grad_q_step, weights_.rows(r, from), rows_k_at_.from(from / U::kPer),
-                  d_, (upto - from) / U::kPer, [&](int64_t k) { return visible(r, from + k); });
+                  d_, (upto - from) / U::kPer,
+                  [&](int64_t k) { return this->visible(r, from + k); });
     }
   }
 
-  const AttentionBackwardArgs& a_;
   const int64_t d_, dv_;  // head dimensions, padded
   float* room_;
   float *const turned_k_, *const turned_v_, *const rows_k_, *const grad_k_, *const grad_v_;
   float *const rows_q_, *const rows_g_, *const along_q_, *const along_g_;
   float *const scores_, *const products_;  // a strip of <q, k> and of <grad_out, v>
   const Weights<U> weights_;
-  // The head, the keys and the queries at hand.
-  const T *q_, *g_, *k_;
-  const float *lse_, *delta_;
-  int64_t mask_, base_, count_, first_, rows_;
-  bool any_dead_;
   Panels turned_k_at_, turned_v_at_, rows_k_at_, rows_q_at_, rows_g_at_;
   Factor along_q_at_, along_g_at_;
-  int from_[kQueries], upto_[kQueries];  // the keys of the tile that a row's position lets it see
-  int end_[kQueries];                    // upto_, 0 for a row that sees nothing at all
 };
 
 }  // namespace

@@ -26,12 +26,12 @@ struct AttentionBackwardArgs {
 
 // Floats of scratch that a slot wants: see cpu/attention_backward.cpp.
 constexpr int64_t backward_padded(int64_t n) {
-  return (n + 15) / 16 * 16;
+  return (n + 31) / 32 * 32;
 }
 inline int64_t backward_room(int64_t group, int64_t rows, int64_t head_dim, int64_t value_dim,
                              bool split) {
   const int64_t d = backward_padded(head_dim), dv = backward_padded(value_dim);
-  return 128 * (6 * (d + dv) + 512) + (split ? 128 : group * rows) * d;
+  return 128 * (6 * (d + dv) + 1024) + (split ? 256 : group * backward_padded(rows)) * d;
 }
 
 }  // namespace hexad

@@ -113,7 +113,7 @@ def _cuda_refuses(
 
 
 def _padded(n: int) -> int:
-    return -(-n // 16) * 16
+    return -(-n // 32) * 32
 
 
 def workspace(tasks: int, group: int, rows: int, dim: int, value_dim: int) -> tuple[int, int, bool]:
@@ -124,7 +124,7 @@ def workspace(tasks: int, group: int, rows: int, dim: int, value_dim: int) -> tu
     split = 5 * turns * threads > 7 * tasks
     slots = threads if split else max(1, min(threads, tasks))
     dim = _padded(dim)
-    room = 128 * (6 * (dim + _padded(value_dim)) + 512) + (128 if split else rows * group) * dim
+    room = 128 * (6 * (dim + _padded(value_dim)) + 1024) + (256 if split else _padded(rows) * group) * dim
     return slots * room + tasks * group * rows, slots, split
 
 

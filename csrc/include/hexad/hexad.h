@@ -111,8 +111,9 @@ HEXAD_API hexad_status hexad_attention(const hexad_tensor* q, const hexad_tensor
  *   lse as attention returned them; q, k, v, mask, causal, left, right, softcap, scale as it was
  *   given them. grad_q, grad_k, grad_v like q, k, v. A hidden pair gives no gradient.
  *   workspace: float32, N slots (a thread works in one) of R floats each, then B Hq Sq more, where
- *   R >= 128 (6 (D' + Dv') + 512) + M D', D' and Dv' rounded up to 16, M = Sq Hq / Hkv, or 128 with
- *   split. split: nonzero shares a head among threads, for calls with few heads; the same bits. */
+ *   R >= 128 (6 (D' + Dv') + 1024) + M D', M = Sq' Hq / Hkv, or 256 with split; Sq', D', Dv' are
+ *   rounded up to 32. split: nonzero shares a head among threads, for calls with few heads; the
+ *   same bits. */
 HEXAD_API hexad_status hexad_attention_backward(
     const hexad_tensor* grad_out, const hexad_tensor* q, const hexad_tensor* k,
     const hexad_tensor* v, const hexad_tensor* out, const hexad_tensor* lse,
