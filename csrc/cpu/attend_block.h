@@ -1,6 +1,8 @@
 // A block of up to 48 query rows, a lane each, against the tiles of keys that any of them sees.
 #pragma once
 
+#include "cpu/attend_amx.h"
+#include "cpu/parallel.h"
 #include "cpu/sight.h"
 
 namespace hexad {
@@ -376,13 +378,39 @@ class Block {
   alignas(64) float kv_[kTile * kChunk];  // a tile of keys or values, where it is converted
 };
 
-// Rows [begin, end) of a job; at most kRows of them.
+template <class T>
+constexpr bool kTiled = HEXAD_TILES && std::is_same<T, bf16>::value;
+
+// Rows of a task, of `heads` key heads with `rows` each: blocks as large as their scratch, unless
+// that leaves threads without work.
+template <class T>
+int64_t block_rows([[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t heads,
+                   [[maybe_unused]] int64_t head_dim, [[maybe_unused]] int64_t value_dim) {
+#if HEXAD_TILES
+  if (kTiled<T>) {
+    int64_t most = amx_rows(head_dim, value_dim);
+    const int64_t want = 4 * parallel_threads();
+    while (most > 2 * kStrip && (rows + most - 1) / most * heads < want)
+      most = most / 2 / kStrip * kStrip;
+    return most;
+  }
+#endif
+  return kRows;
+}
+
+// Rows [begin, end) of a job; at most block_rows of them.
 template <class T>
 void attend(const Job<T>& job, int64_t begin, int64_t end) {
   Job<T> part = job;
   for (int64_t at = 0; at < std::max<int64_t>(job.value_dim, 1); at += kDims) {
     part.v = job.v + at, part.out = job.out + at;
     part.value_dim = std::min(kDims, job.value_dim - at);
+#if HEXAD_TILES
+    if constexpr (kTiled<T>) {
+      TileBlock(part, begin, end).run();
+      continue;
+    }
+#endif
     Block<T>(part, begin, end).run();
   }
 }

@@ -12,7 +12,7 @@ template <class T>
 void run(const AttentionArgs& a) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = a.rows * group;  // of one key head
-  const int64_t block = kRows;
+  const int64_t block = block_rows<T>(rows, a.batch * a.kv_heads, a.head_dim, a.value_dim);
   const int64_t blocks = (rows + block - 1) / block;
   const int64_t mask_size = a.mask_kind == 0 ? 1 : a.mask_kind == 1 ? 4 : 2;
   parallel_for(blocks * a.batch * a.kv_heads, 1, [&](int64_t begin, int64_t end) {

@@ -37,7 +37,7 @@ template <class T>
 void run(const AttentionVarlenArgs& a) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = a.rows * group;
-  const int64_t block = kRows;
+  const int64_t block = block_rows<T>(rows, a.kv_heads, a.head_dim, a.value_dim);
   const int64_t blocks = (rows + block - 1) / block;
   parallel_for(blocks * a.kv_heads, 1, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {

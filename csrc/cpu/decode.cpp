@@ -2,6 +2,7 @@
 // together. Longer sequences come first, so that no thread is left with one at the end.
 #include "op/decode.h"
 
+#include "cpu/decode_amx.h"
 #include "cpu/decode_rows.h"
 #include "cpu/parallel.h"
 
@@ -50,6 +51,24 @@ Group<T, C> group_of(const DecodeArgs& a, int64_t b, int64_t h) {
   return g;
 }
 
+// What does a block of query heads, and how many it takes.
+template <class T, class C>
+struct Worker {
+  using Type = Rows<T, C>;
+  static int64_t block(int64_t head_dim, int64_t value_dim) {
+    return block_rows(head_dim, value_dim);
+  }
+};
+#if HEXAD_TILES
+template <>
+struct Worker<bf16, bf16> {
+  using Type = TileRows;
+  static int64_t block(int64_t head_dim, int64_t value_dim) {
+    return TileRows::block(head_dim, value_dim);
+  }
+};
+#endif
+
 // Tasks by number, claimed one by one; the next is claimed while the last tile of one is at work,
 // so that its first tile is on the way.
 template <class T, class C>
@@ -71,7 +90,8 @@ struct Tasks {
       int64_t after = -1;
       const Group<T, C> g = at(t);
       const int64_t begin = t % blocks * block;
-      Rows<T, C>(g, begin, std::min(begin + block, group)).run([&](Tile<C>& tile) {
+      typename Worker<T, C>::Type rows(g, begin, std::min(begin + block, group));
+      rows.run([&](Tile<C>& tile) {
         after = claim();
         if (after >= count) return false;
         const Group<T, C> then = at(after);
@@ -85,7 +105,7 @@ struct Tasks {
 
 template <class T, class C>
 void run(const DecodeArgs& a) {
-  const int64_t group = a.heads / a.kv_heads, block = block_rows(a.head_dim, a.value_dim);
+  const int64_t group = a.heads / a.kv_heads, block = Worker<T, C>::block(a.head_dim, a.value_dim);
   const int64_t blocks = (group + block - 1) / block;
   int16_t order[kSorted];
   const bool sorted = a.batch > 1 && a.batch <= kSorted;
