@@ -86,7 +86,8 @@ def test_a_captured_graph_replays_with_new_inputs(name, case, backend, call):
             assert same(wanted, found)
 
 
-def test_a_graph_of_one_step_replays_a_whole_loop_with_its_own_noise():
+@pytest.mark.parametrize("kernels", ["cuda", "triton"])
+def test_a_graph_of_one_step_replays_a_whole_loop_with_its_own_noise(kernels):
     """The index is on the device and the graph moves it on; the noise is the CPU's, bit for bit."""
     steps, shape = 10, (3, 4, 16, 16)
     g = torch.Generator().manual_seed(0)
@@ -94,7 +95,7 @@ def test_a_graph_of_one_step_replays_a_whole_loop_with_its_own_noise():
     table[:, 1, [0, 1, 7]] = torch.rand(steps, 3, generator=g)
     seeds = torch.tensor([1, 2**62, -5])
     start, output = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
-    with hexad_kernels.backend("cuda"):
+    with hexad_kernels.backend(kernels):
         for index in range(steps):
             noise = hexad_kernels.randn(seeds.cuda(), shape[1:], offset=index + 1)
             with hexad_kernels.backend("cpu"):

@@ -10,8 +10,9 @@ import torch
 import hexad_kernels as hk
 from tests import promises
 from tests.cases import DEVICE, build, cases
+from tests.cases.gated_pixelcnn import network
 
-FLOAT32_ONLY = {"randn", "step"}
+FLOAT32_ONLY = {"gated_pixelcnn", "randn", "step"}
 
 
 NARROW = [
@@ -118,6 +119,49 @@ def test_maskedconv_forms_share_their_bits():
     whole = hk.maskedconv(x, weight)
     assert torch.equal(whole[:, :, 2], hk.maskedconv(x, weight, row=2))
     assert torch.equal(whole[:, :, 2, 4], hk.maskedconv(x, weight, row=2, col=4))
+
+
+def pixelcnn(batch):
+    net = {"levels": 7, "channels": 5, "layers": 3, "kernel": 3}
+    g = torch.Generator().manual_seed(0)
+    weights = network(g, height=3, width=2, **net).to(DEVICE, torch.float32)
+    image = torch.randint(7, (batch, 3, 2), generator=g).to(DEVICE)
+    return net, image, weights, torch.arange(batch, device=DEVICE) - 1
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_gated_pixelcnn_is_the_cpus_however_its_pixels_are_cut(drawn):
+    net, image, weights, seeds = pixelcnn(2)
+    mine, pieces = image.clone(), image.clone()
+    seeds = seeds if drawn else None
+    logits = hk.gated_pixelcnn(mine, weights, None, seeds, **net)
+    cache = hk.gated_pixelcnn_cache(image, weights, **net).fill_(math.nan)
+    cut = [hk.gated_pixelcnn(pieces, weights, cache, seeds, begin=b, end=e, **net) for b, e in ((0, 1), (1, 4), (4, 6))]
+    assert torch.equal(torch.cat(cut, 1), logits) and torch.equal(pieces, mine)
+    assert cache[:, 0].tolist() == [6, 6]
+    theirs = image.cpu()
+    with hk.backend("cpu"):
+        want = hk.gated_pixelcnn(theirs, weights.cpu(), None, None if seeds is None else seeds.cpu(), **net)
+    assert torch.equal(mine.cpu(), theirs)
+    torch.testing.assert_close(logits.cpu(), want)
+
+
+def test_gated_pixelcnn_goes_on_from_the_cpus_cache():
+    net, image, weights, _ = pixelcnn(2)
+    cache = hk.gated_pixelcnn_cache(image.cpu(), weights.cpu(), **net)
+    with hk.backend("cpu"):
+        hk.gated_pixelcnn(image.cpu(), weights.cpu(), cache, end=3, **net)
+    rest = hk.gated_pixelcnn(image, weights, cache.to(DEVICE), begin=3, **net)
+    torch.testing.assert_close(rest, hk.gated_pixelcnn(image, weights, **net)[:, 3:])
+
+
+def test_gated_pixelcnn_marks_pixels_that_cannot_be_drawn():
+    net, image, weights, seeds = pixelcnn(1)
+    place = weights[-6 * 7 :].view(6, 7)
+    place[1, 2], place[4] = math.nan, -math.inf
+    hk.gated_pixelcnn(image, weights, None, seeds, **net)
+    found = image.flatten().tolist()
+    assert found[1] == -1 and found[4] == -2 and all(0 <= found[i] < 7 for i in (0, 2, 3, 5))
 
 
 def test_coupling_differentiates_through_its_kernel(monkeypatch):

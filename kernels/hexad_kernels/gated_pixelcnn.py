@@ -318,7 +318,8 @@ def gated_pixelcnn(
     levels 2 to 2048, channels 1 to 1024, kernel odd: the network's, as packed.
     Returns (B, end - begin, levels). Row b depends on its own image and seed only. It has no gradient.
     ValueError or TypeError names a wrong argument, a level out of range (before anything is written) or the first pixel
-    whose logits have NaN or are -inf everywhere.
+    whose logits have NaN or are -inf everywhere. On a GPU, where reading them would stall the device, values are the
+    caller's care: such a pixel is -1 or -2 in the image.
     """
     if end is None:
         end = image.shape[1] * image.shape[2] if getattr(image, "ndim", 0) == 3 else 0

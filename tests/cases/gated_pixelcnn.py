@@ -48,8 +48,8 @@ def case(name, batch, size, *, levels=17, channels=8, layers=2, kernel=3, drawn=
 
 
 CASES = [
-    case("small", 2, (3, 4), channels=3, levels=5, small=True),
-    case("read", 3, (4, 3), drawn=False, small=True),
+    case("small", 2, (3, 2), channels=3, levels=5, small=True),
+    case("read", 3, (2, 3), drawn=False, small=True),
     case("greedy", 2, (3, 3), temperature=0.0),
     case("warm", 9, (2, 5), temperature=2.5),
     case("one_layer", 2, (4, 4), layers=1, channels=16),

@@ -27,7 +27,7 @@ def row_of_seeded(call, i):
 
 def case(
     name, shape, *, rows, clip=math.inf, guidance=None, history=0, last=False, noise=False, ab=(1.0, 0.0),
-    seeds=False, place=None, without=(), **flags,
+    seeds=False, place=None, **flags,
 ):  # fmt: skip
     """`rows`: the outputs' coefficients as {column: value}; `place`: the dtype of an index that is a tensor."""
 
@@ -58,7 +58,6 @@ def case(
         batch=shape[0],
         work=Work(flops=16 * n, bytes=4 * moved * n),
         dtypes=(torch.float32,),
-        without=without,
         **flags,
     )
 
@@ -75,8 +74,8 @@ CASES = [
         rows=[{c: 0.1 * (c + 1) for c in range(8)}, {LAST: 1.0, H3: -2.0}, {M: 0.5, H2: 0.25}],
     ),
     case("index_on_device", (2, 3, 5), guidance=2.0, place=torch.int32, small=True, **DDIM),
-    case("seeds", (3, 2, 4, 4), rows=[{X: 0.3, P: 0.65, Z: 0.2}], seeds=True, small=True, without=("triton",)),
-    case("seeds_ragged", (2, 3, 5, 7), rows=[{X: 0.5}, {Z: 2.0}], seeds=True, place=torch.int64, without=("triton",)),
+    case("seeds", (3, 2, 4, 4), rows=[{X: 0.3, P: 0.65, Z: 0.2}], seeds=True, small=True),
+    case("seeds_ragged", (2, 3, 5, 7), rows=[{X: 0.5}, {Z: 2.0}], seeds=True, place=torch.int64),
     case("velocity", (4, 63), rows=[{X: 1.0, M: -0.04}], ab=(0.0, 0.0)),
     case("one_element", (1,), rows=[{X: 1.0, P: 2.0}]),
     case("empty_batch", (0, 4, 2), rows=[{X: 1.0, P: 2.0}]),

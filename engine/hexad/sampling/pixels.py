@@ -62,18 +62,27 @@ def sample(
 ) -> Tensor:
     """Draw one image per seed -> levels (B,H,W) int64. Image i depends on ``seeds[i]`` alone.
 
-    ``cached=False`` evaluates the whole image for every pixel, for comparison: the images are the same.
+    ``cached=False`` evaluates the whole image for every pixel, for comparison: the images are the same (on a GPU up to
+    draws that rounding decides).
     """
-    if cached and model.place.is_cpu and model.place.dtype == torch.float32:
+    if cached and one_call_serves(model, seeds):
         return in_one_call(model, seeds, temperature, progress)
     return layer_by_layer(model, seeds, temperature, cached, progress)
+
+
+def one_call_serves(model: PixelCNN, seeds: Tensor) -> bool:
+    """Whether a kernel takes all layers at once. The reference for such a call would not cache."""
+    if model.place.is_cpu or model.place.dtype != torch.float32:
+        return model.place.dtype == torch.float32
+    image = torch.zeros(len(seeds), model.config.size, model.config.size, dtype=torch.int64, device=seeds.device)
+    return hk.explain("gated_pixelcnn", image, model.packed(), None, seeds, **model.network()).served_by != "reference"
 
 
 def in_one_call(model: PixelCNN, seeds: Tensor, temperature: float, progress: Progress | None = None) -> Tensor:
     """All layers of a pixel in one call of the kernel, and all pixels, unless each is reported."""
     size, network, weights = model.config.size, model.network(), model.packed()
     pixels = size * size
-    image = torch.zeros(len(seeds), size, size, dtype=torch.int64)
+    image = torch.zeros(len(seeds), size, size, dtype=torch.int64, device=weights.device)
     cache = hk.gated_pixelcnn_cache(image, weights, **network)
     step = pixels if progress is None else 1
     for begin in range(0, pixels, step):

@@ -76,20 +76,40 @@ def box_muller(radius, angle):
     return (r * cosine).to(tl.float32), (r * sine).to(tl.float32)
 
 
+@triton.jit
+def block_words(block, offset, seed):
+    """The four words of a block, all int64."""
+    high = tl.zeros_like(block) + offset
+    return philox(
+        (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32),
+        (high & 0xFFFFFFFF).to(tl.uint32), (high >> 32).to(tl.uint32), seed,
+    )  # fmt: skip
+
+
+@triton.jit
+def normal_blocks(block, offset, seed):
+    """(blocks, 2, 2) normals: four of each block, in order."""
+    c0, c1, c2, c3 = block_words(block, offset, seed)
+    z0, z1 = box_muller(c0, c1)
+    z2, z3 = box_muller(c2, c3)
+    return tl.join(tl.join(z0, z2), tl.join(z1, z3))
+
+
+@triton.jit
+def normals_at(at, offset, seed):
+    """The normals at places `at` of a row: each makes a pair of its own, which costs twice what blocks do."""
+    c0, c1, c2, c3 = block_words(at >> 2, offset, seed)
+    second = (at & 2) != 0
+    z0, z1 = box_muller(tl.where(second, c2, c0), tl.where(second, c3, c1))
+    return tl.where((at & 1) != 0, z1, z0)
+
+
 @triton.jit(do_not_specialize=["offset"])
 def randn_kernel(seeds_ptr, out_ptr, seed_stride, row, pieces, offset, BLOCKS: tl.constexpr):
     b = (tl.program_id(0) // pieces).to(tl.int64)
     block = (tl.program_id(0) % pieces).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     seed = tl.load(seeds_ptr + b * seed_stride)
-    high = tl.zeros_like(block) + offset
-    c0, c1, c2, c3 = philox(
-        (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32),
-        (high & 0xFFFFFFFF).to(tl.uint32), (high >> 32).to(tl.uint32), seed,
-    )  # fmt: skip
-    z0, z1 = box_muller(c0, c1)
-    z2, z3 = box_muller(c2, c3)
-    # join pairs innermost last: places 0 1 2 3 of a block.
-    z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
+    z = normal_blocks(block, offset, seed)
     at = (
         4 * block[:, None, None]
         + 2 * tl.arange(0, 2)[None, :, None]

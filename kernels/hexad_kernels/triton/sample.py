@@ -170,6 +170,16 @@ def draw(ptr, n, top, temperature, floor, cut, equals, u, FILTERED: tl.constexpr
 
 
 @triton.jit
+def uniform(seed, at):
+    """In (0, 1), of 52 bits: the draw of a seed at a position."""
+    ones = tl.full((), 0xFFFFFFFF, tl.uint32)
+    at = tl.cast(at, tl.int64)
+    w0, w1, _, _ = philox(ones, ones, (at & 0xFFFFFFFF).to(tl.uint32), (at >> 32).to(tl.uint32), seed)
+    bits = (w0.to(tl.int64) << 20) | (w1.to(tl.int64) >> 12)
+    return (bits.to(tl.float64) + 0.5) * (1.0 / 4503599627370496.0)
+
+
+@triton.jit
 def of_row(ptr, value, b, stride):
     if ptr is not None:
         value = tl.load(ptr + b * stride)
@@ -190,12 +200,8 @@ def sample_kernel(
     token = token.to(tl.int64)
     if seeds_ptr is not None:  # noqa: SIM102 - known when the kernel is compiled, the other when it runs
         if (heat > 0.0) & (top > float("-inf")) & (wrong == 0):
-            at = tl.cast(of_row(positions_ptr, position, b, position_stride), tl.int64)
-            seed = tl.load(seeds_ptr + b * seed_stride)
-            ones = tl.full((), 0xFFFFFFFF, tl.uint32)
-            w0, w1, _, _ = philox(ones, ones, (at & 0xFFFFFFFF).to(tl.uint32), (at >> 32).to(tl.uint32), seed)
-            bits = (w0.to(tl.int64) << 20) | (w1.to(tl.int64) >> 12)
-            u = (bits.to(tl.float64) + 0.5) * (1.0 / 4503599627370496.0)
+            at = of_row(positions_ptr, position, b, position_stride)
+            u = uniform(tl.load(seeds_ptr + b * seed_stride), at)
             if FILTERS:
                 k = tl.cast(of_row(top_ks_ptr, top_k, b, k_stride), tl.int64)
                 k = tl.where(k >= vocabulary, 0, k)
