@@ -19,6 +19,12 @@ namespace {
 constexpr int kTileSide = 16;   // rows of a tile, and columns of a C
 constexpr int kTilePairs = 16;  // pairs of bfloat16 in a row of A: 32 numbers
 
+// What was written is in memory: the compiler is not told that tiles and their configuration read
+// it.
+HEXAD_INLINE void settle() {
+  asm volatile("" ::: "memory");
+}
+
 // While it lives this thread's tiles 0 .. 7 have 16 rows of 64 bytes; those of `few` fewer rows.
 class Tiles {
  public:
@@ -31,7 +37,6 @@ class Tiles {
     } config;
     for (int i = 0; i < 8; ++i)
       if (few >> i & 1) config.rows[i] = uint8_t(rows);
-    // All of it is in memory: the instruction tells the compiler of its first bytes only.
     asm volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
   }

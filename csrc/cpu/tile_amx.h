@@ -26,11 +26,6 @@ HEXAD_INLINE Tiled panel_tiles(const float* p) {
   return {reinterpret_cast<const char*>(p), 128, 64, 16 * 128};
 }
 
-// What was written before is in memory for the tiles: their loads don't tell the compiler.
-HEXAD_INLINE void settle() {
-  asm volatile("" ::: "memory");
-}
-
 HEXAD_INLINE void load_square(const float* c) {
   _tile_loadd(0, c, 64);
   _tile_loadd(1, c + 256, 64);
