@@ -28,12 +28,11 @@ struct Block {
 
   // Words k to k + kRegLanes of lanes h to h + kRegLanes; asks for a share of the next block's
   // lines, a lane's in one go.
-  template <bool kAsk = true>
   HEXAD_INLINE void square(int64_t k, int h, reg* to) const {
 #pragma GCC unroll 16
     for (int i = 0; i < kRegLanes; ++i) to[i] = load<reg>(lane[h + i] + k * 4);
     transpose(to);
-    if (!kAsk || h) return;
+    if (h) return;
     const int64_t end = std::min<int64_t>(kPanel, (k + kRegLanes) * kPanel / words);
     for (int64_t i = k * kPanel / words; i < end; ++i)
       for (int64_t line = 0; line < words * 4; line += 64)
@@ -52,13 +51,12 @@ struct Block {
     }
   }
 
-  template <bool kAsk = true>
   void panel(int32_t* to) const {
     int64_t k = 0;
     for (; k + kRegLanes <= words; k += kRegLanes)
       for (int h = 0; h < kPanel; h += kRegLanes) {
         reg inputs[kRegLanes];
-        square<kAsk>(k, h, inputs);
+        square(k, h, inputs);
 #pragma GCC unroll 16
         for (int i = 0; i < kRegLanes; ++i)
           memcpy(to + (k + i) * kPanel + h, &inputs[i], sizeof(reg));
@@ -134,13 +132,6 @@ void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_
 }
 
 #if HEXAD_TILES
-// A block of rows as B tiles, the last one filled up with zeros.
-void pair_tiles(const bf16* rows, int64_t stride, int count, int64_t k, int64_t n, int32_t* to) {
-  Block(rows, stride, count, k, n).panel<false>(to);
-  const int64_t end = (n + kStep - 1) / kStep * kTileWords;
-  for (int64_t i = (n + 1) / 2 * kPanel; i < end; ++i) to[i] = 0;
-}
-
 // Up to 16 rows by strips of 16 R outputs, of which `height` exist: the weight is A where it lies,
 // x is B, and the sums come out turned. Strips begin at the panels from `begin` on.
 template <int R>
@@ -151,10 +142,12 @@ void sum_strips(const LinearArgs& a, const Group& group, int begin, int end, int
   const int32_t* const b[1] = {pairs};
   const int rows = int(a.rows), near = gated(a) ? group.panels / 2 : group.panels;
   const bf16* weight = static_cast<const bf16*>(a.weight);
-  const UnitTiles<R> tiles(height);
+  const RowTiles<R> tiles(height);
   for (int64_t k = 0; k == 0 || k < a.inputs; k += kCut) {
     const int64_t n = std::min<int64_t>(kCut, a.inputs - k);
-    pair_tiles(static_cast<const bf16*>(a.x), a.x_stride, rows, k, n, pairs);
+    for (int64_t i = 0; i < n; i += kStep)
+      pair_tile(static_cast<const bf16*>(a.x) + k + i, a.x_stride, rows, n - i,
+                pairs + i / kStep * kTileWords);
     settle();
     for (int h = 0; h < group.panels; h += near)
       for (int p = h + begin; p < h + end; p += R) {
@@ -162,25 +155,60 @@ void sum_strips(const LinearArgs& a, const Group& group, int begin, int end, int
         // The next cut of these outputs, or the first of those that follow the item's.
         const bf16* after =
             k + kCut < a.inputs ? from + k + kCut : from + int64_t(near) * kPanel * a.weight_stride;
-        unit<R, 1, false, true>(from + k, a.weight_stride, height, b, n, k == 0, turned[p],
-                                {reinterpret_cast<const char*>(after), a.weight_stride * 2, height},
-                                {});
+        sum_rows<R, 1, true>(from + k, a.weight_stride, height, b, n, k == 0, turned[p],
+                             [&](int64_t t) {
+                               for (int r = 0; r < height; ++r)
+                                 __builtin_prefetch(after + r * a.weight_stride + t * kStep, 0, 2);
+                             });
       }
   }
   for (int h = 0; h < group.panels; h += near)
     for (int p = h + begin; p < h + end; ++p) {
-      const float* from = turned[p - (p - h - begin) % R] + (p - h - begin) % R * kTileSide * 32;
+      const int of = (p - h - begin) % R;
+      const float* from = turned[p - of] + of * kTileSide * kSumWidth<1>;
       reg square[kLanes];
       for (int i = 0; i < kLanes; ++i)
-        square[i] = i < group.lanes[p] ? load_reg(from + i * (64 / R)) : set1_reg(0.f);
+        square[i] = i < group.lanes[p] ? load_reg(from + i * kSumWidth<1>) : set1_reg(0.f);
       transpose(square);
       for (int r = 0; r < rows; ++r) store_reg(sums + r * kWidth + p * kPanel, square[r]);
     }
 }
 
+// Panels made in scratch, one cut while the cut before is summed, a tile at a time.
+struct Transposed {
+  const LinearArgs& a;
+  const GroupOf<kManyPanels>& group;
+  int pieces;
+  int64_t made = -1;  // the cut that was prepared last, in panels[flip]
+  int flip = 1;
+  alignas(64) int32_t panels[2][kManyPanels][kCutWords];
+
+  Transposed(const LinearArgs& args, const GroupOf<kManyPanels>& of)
+      : a(args), group(of), pieces(of.panels * kCutSteps) {}
+
+  HEXAD_INLINE const int32_t* at(int p, int64_t k) const {
+    return panels[k == made ? flip : flip ^ 1][p];
+  }
+  HEXAD_INLINE void prepare(int64_t k, int64_t n, int i) {
+    if (k != made) made = k, flip ^= 1;
+    const bf16* weight = static_cast<const bf16*>(a.weight);
+    const auto tile = [&](int j) {
+      return weight + group.row[j / kCutSteps] * a.weight_stride + k + j % kCutSteps * kStep;
+    };
+    const int ahead = i + kCutSteps;
+    if (ahead < pieces)
+      for (int r = 0; r < group.lanes[ahead / kCutSteps]; ++r)
+        __builtin_prefetch(tile(ahead) + r * a.weight_stride);
+    const int64_t left = n - i % kCutSteps * kStep;
+    if (left > 0)
+      pair_tile(tile(i), a.weight_stride, group.lanes[i / kCutSteps], left,
+                panels[flip][i / kCutSteps] + i % kCutSteps * kTileWords);
+  }
+};
+
 void run_tiles(const LinearArgs& a) {
   if (a.rows <= kTileSide)
-    return for_groups<kPanels>(a, kFewRows, kFewRows, kPanels,
+    return for_groups<kPanels>(a, kSquare, kSquare, kPanels,
                                [&](const Group& group, int64_t, int64_t) {
                                  alignas(64) float sums[kTileSide * kWidth];
                                  const int near = gated(a) ? group.panels / 2 : group.panels;
@@ -194,21 +222,10 @@ void run_tiles(const LinearArgs& a) {
                                    sum_strips<1>(a, group, full, near, rest, sums);
                                  finish<bf16>(a, group, 0, a.rows, sums);
                                });
-  for_groups<kManyPanels>(a, kManyRows, kSquare, kManyPanels,
+  for_groups<kManyPanels>(a, many_rows(a), kSquare, kManyPanels,
                           [&](const GroupOf<kManyPanels>& group, int64_t first, int64_t rows) {
-                            alignas(64) int32_t panels[kManyPanels][kCutWords];
-                            const bf16* weight = static_cast<const bf16*>(a.weight);
-                            sum_many<true>(
-                                a, group, first, rows,
-                                [&](int64_t k, int64_t n, const int32_t** w) {
-                                  for (int p = 0; p < group.panels; ++p) {
-                                    pair_tiles(weight + group.row[p] * a.weight_stride,
-                                               a.weight_stride, group.lanes[p], k, n, panels[p]);
-                                    w[p] = panels[p];
-                                  }
-                                  settle();
-                                },
-                                [&](const Next&) { return Ahead{}; });
+                            Transposed panels(a, group);
+                            sum_many<true>(a, group, first, rows, panels);
                           });
 }
 #endif

@@ -51,10 +51,50 @@ HEXAD_INLINE bool gated(const LinearArgs& a) {
   return a.activation >= 7;
 }
 
+// Vectors that follow each other in memory.
+HEXAD_INLINE void store_two(float* to, vf a, vf b) {
+  store(to, a), store(to + kLanes, b);
+}
+HEXAD_INLINE void store_two(bf16* to, vf a, vf b) {
+#if defined(__AVX512BW__)
+  const auto rounded = [](vf v) __attribute__((always_inline)) {
+    const __m512i u = (__m512i)v;
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x400000));
+  };
+  alignas(64) static const uint16_t high[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(rounded(a), load<__m512i>(high), rounded(b)));
+#else
+  store(to, a), store(to + kLanes, b);
+#endif
+}
+
 template <class T, int N>
 void finish(const LinearArgs& a, const GroupOf<N>& group, int64_t first, int64_t rows,
             const float* sums, int64_t width = kWidth) {
   const T* bias = static_cast<const T*>(a.bias);
+  if (group.panels == 2 && group.row[1] == group.row[0] + kPanel && group.lanes[1] == kPanel &&
+      !a.activation) {
+    const int64_t at = group.row[0];
+    const vf low = bias ? load(bias + at) : zero(), high = bias ? load(bias + at + 16) : zero();
+    const T* more =
+        a.residual ? static_cast<const T*>(a.residual) + first * a.residual_stride + at : nullptr;
+    T* y = static_cast<T*>(a.y) + first * a.y_stride + at;
+    const int64_t more_stride = a.residual_stride, y_stride = a.y_stride;
+    for (int64_t r = 0; r < rows; ++r) {
+      vf z = load(sums + r * width) + low, u = load(sums + r * width + kPanel) + high;
+      if (more) {
+        z = z + load(more + r * more_stride);
+        u = u + load(more + r * more_stride + kPanel);
+      }
+      store_two(y + r * y_stride, z, u);
+    }
+    return;
+  }
   const int outputs = gated(a) ? group.panels / 2 : group.panels;
   for (int p = 0; p < outputs; ++p) {
     const int lanes = group.lanes[p];

@@ -38,37 +38,37 @@ void run(const LinearArgs& a) {
 }
 
 #if HEXAD_TILES
-void run_tiles(const LinearArgs& a) {
-  if (a.rows <= kFewRows) {
-    const bool one = a.rows <= kTileSide;
-    return for_groups<kPanels>(a, kFewRows, kFewRows, one ? 4 : 2,
-                               [&](const Group& group, int64_t, int64_t) {
-                                 alignas(64) float sums[kSquare * kSquare];
-                                 one ? sum_few<1>(a, group, sums) : sum_few<2>(a, group, sums);
-                                 finish<bf16>(a, group, 0, a.rows, sums, one ? 64 : 32);
-                               });
+// Panels are summed where they lie; those of the next cut are asked for, line by line.
+struct Panels {
+  const int32_t* of[kManyPanels];
+  int pieces;
+
+  HEXAD_INLINE const int32_t* at(int p, int64_t k) const { return of[p] + k / 2 * kPanel; }
+  HEXAD_INLINE void prepare(int64_t k, int64_t, int i) const {
+    constexpr int lines = kCutWords / 16;
+    __builtin_prefetch(at(i / lines, k) + i % lines * 16, 0, 2);
   }
-  for_groups<kManyPanels>(
-      a, kManyRows, kSquare, kManyPanels,
-      [&](const GroupOf<kManyPanels>& group, int64_t first, int64_t rows) {
-        const auto at = [&](int p, int64_t k) {
-          return static_cast<const int32_t*>(a.weight) + group.row[p] / kPanel * a.weight_stride +
-                 k / 2 * kPanel;
-        };
-        sum_many<false>(
-            a, group, first, rows,
-            [&](int64_t k, int64_t, const int32_t** w) {
-              for (int p = 0; p < group.panels; ++p) w[p] = at(p, k);
-            },
-            // A share of what comes next, 1 KB to a row.
-            [&](const Next& next) {
-              const int begin = 32 * next.unit / next.units,
-                        end = 32 * (next.unit + 1) / next.units;
-              return Ahead{reinterpret_cast<const char*>(at(next.panel[begin / 16], next.k)) +
-                               begin % 16 * 1024,
-                           1024, end - begin};
-            });
-      });
+};
+
+void run_tiles(const LinearArgs& a) {
+  const auto panel = [&](int64_t row) {
+    return static_cast<const int32_t*>(a.weight) + row / kPanel * a.weight_stride;
+  };
+  const bool one = a.rows <= kTileSide;
+  if (a.rows <= kSquare)
+    return for_groups<kPanels>(
+        a, kSquare, kSquare, one ? 4 : 2, [&](const Group& group, int64_t, int64_t) {
+          alignas(64) float sums[kSquare * kSquare];
+          one ? sum_few<1>(a, group, sums) : sum_few<2>(a, group, sums);
+          finish<bf16>(a, group, 0, a.rows, sums, group.panels > 2 ? kSumWidth<4> : kSumWidth<2>);
+        });
+  for_groups<kManyPanels>(a, many_rows(a), kSquare, kManyPanels,
+                          [&](const GroupOf<kManyPanels>& group, int64_t first, int64_t rows) {
+                            Panels panels{{}, group.panels * (kCutWords / 16)};
+                            for (int p = 0; p < group.panels; ++p)
+                              panels.of[p] = panel(group.row[p]);
+                            sum_many<false>(a, group, first, rows, panels);
+                          });
 }
 #endif
 
