@@ -36,8 +36,8 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
         turned_g_(take(kQueries / 2 * dv_)),
         rows_q_(take(kQueries / 2 * d_)),
         rows_g_(take(kQueries / 2 * dv_)),
-        scores_(take(2 * kSquare)),
-        products_(take(2 * kSquare)),
+        scores_(take(kSquare)),
+        products_(take(kSquare)),
         minus_delta_(take(kQueries * kLanes)),
         minus_lse_(take(kQueries)),
         p_(take(kQueries / 2 * kKeys)),
@@ -103,23 +103,29 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
     settle();
     const bool partial = find_visible(rows_ % kSide == 0 && count_ % kSide == 0);
     const int strips = int(round_up(rows_, kSide) / kSide);
-    int begin[kStrips], end[kStrips];  // the panels of keys that a strip of rows sees
+    int begin[kStrips], end[kStrips];   // the panels of keys that a strip of rows sees
+    int whole[kStrips], part[kStrips];  // those of which it sees all
     for (int s = 0; s < strips; ++s) {
-      begin[s] = 0, end[s] = int(round_up(count_, kSide) / kSide);
-      int whole = 0, part = end[s];  // the panels of which a strip sees all
-      if (partial) {
-        const int64_t last = std::min((s + 1) * kSide, rows_);
-        int from = kKeys, upto = 0, after = 0, before = kKeys;
-        for (int64_t i = s * kSide; i < last; ++i) {
-          after = std::max(after, from_[i]), before = std::min(before, end_[i]);
-          if (from_[i] < upto_[i]) from = std::min(from, from_[i]), upto = std::max(upto, upto_[i]);
-        }
-        begin[s] = from / int(kSide), end[s] = int(round_up(upto, kSide) / kSide);
-        whole = int(round_up(after, kSide) / kSide), part = before / int(kSide);
-        if (a_.mask || last % kSide) part = 0;
+      begin[s] = whole[s] = 0, end[s] = part[s] = int(round_up(count_, kSide) / kSide);
+      if (!partial) continue;
+      const int64_t last = std::min((s + 1) * kSide, rows_);
+      int from = kKeys, upto = 0, after = 0, before = kKeys;
+      for (int64_t i = s * kSide; i < last; ++i) {
+        after = std::max(after, from_[i]), before = std::min(before, end_[i]);
+        if (from_[i] < upto_[i]) from = std::min(from, from_[i]), upto = std::max(upto, upto_[i]);
       }
-      weigh_strip(s, begin[s], end[s], whole, part);
+      begin[s] = from / int(kSide), end[s] = int(round_up(upto, kSide) / kSide);
+      whole[s] = int(round_up(after, kSide) / kSide), part[s] = before / int(kSide);
+      if (a_.mask || last % kSide) part[s] = 0;
     }
+    for (int s = 0; s < strips; ++s)
+      for (int n = begin[s]; n < end[s]; ++n) {
+        score(s, n);
+        if (whole[s] <= n && n < part[s])
+          a_.softcap > 0 ? weigh<false, true>(s, n) : weigh<false, false>(s, n);
+        else
+          a_.softcap > 0 ? weigh<true, true>(s, n) : weigh<true, false>(s, n);
+      }
     settle();
     if (partial && !finite()) return visit_carefully(kForKeys, grad_q, begin, end, strips);
     if (kForKeys) {
@@ -209,32 +215,16 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
   }
 
   // Scores and <grad_out, v> - delta of a square.
-  void score(int64_t strip, int64_t panel, int64_t buffer) const {
+  void score(int64_t strip, int64_t panel) const {
     const auto rows = [&](const Tiled& t) {
       return Tiled{t.at + strip * 2 * t.half, t.row, t.half, t.step};
     };
     clear_square();
     multiply_square(rows(left_q_), panel_tiles(turned_k_ + panel * d_ * kLanes), d_ / kSide);
-    store_square(scores_ + buffer * kSquare);
+    store_square(scores_);
     fill_square(minus_delta_ + strip * kSide * kLanes);
     multiply_square(rows(left_g_), panel_tiles(turned_v_ + panel * dv_ * kLanes), dv_ / kSide);
-    store_square(products_ + buffer * kSquare);
-  }
-
-  // P and dS of a strip of rows, which sees all of panels [whole, part). The matrix unit is a
-  // square ahead.
-  void weigh_strip(int64_t strip, int64_t begin, int64_t end, int64_t whole, int64_t part) {
-    if (begin >= end) return;
-    score(strip, begin, 0);
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t buffer = (n - begin) & 1;
-      if (n + 1 < end) score(strip, n + 1, buffer ^ 1);
-      if (whole <= n && n < part)
-        a_.softcap > 0 ? weigh<false, true>(strip, n, buffer)
-                       : weigh<false, false>(strip, n, buffer);
-      else
-        a_.softcap > 0 ? weigh<true, true>(strip, n, buffer) : weigh<true, false>(strip, n, buffer);
-    }
+    store_square(products_);
   }
 
   // What row r sees of the 32 keys from c, a bit each; `add`: what a mask adds to them.
@@ -270,42 +260,46 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
 
   // P and dS of a square, two rows at a time.
   template <bool kHides, bool kCapped>
-  void weigh(int64_t strip, int64_t panel, int64_t buffer) {
-    const float *scores = scores_ + buffer * kSquare, *products = products_ + buffer * kSquare;
-    float* p = p_ + (panel * kStrips + strip) * (kSquare / 2);
-    float* ds = ds_ + (panel * kStrips + strip) * (kSquare / 2);
-    float* along = along_ + (2 * strip * kPanels + panel) * 256;
+  void weigh(int64_t strip, int64_t panel) {
     const vf scale = set1(kCapped ? kLog2E : a_.scale * kLog2E);
+    const float* minus_lse = minus_lse_ + strip * kSide;
     alignas(64) float add[kSide];
-    for (int64_t i = 0; i < kSide; i += 2) {
-      __m512i w[2][2], g[2][2];
+    for (int64_t half = 0; half < 2; ++half) {
+      const float* scores = scores_ + half * 512;
+      const float* products = products_ + half * 512;
+      float* p = p_ + (panel * kStrips + strip) * (kSquare / 2) + half * 256;
+      float* ds = ds_ + (panel * kStrips + strip) * (kSquare / 2) + half * 256;
+      float* along = along_ + ((2 * strip + half) * kPanels + panel) * 256;
+      for (int64_t i = 0; i < kLanes; i += 2) {
+        __m512i w[2][2], g[2][2];
 #pragma GCC unroll 2
-      for (int e = 0; e < 2; ++e) {
-        const int64_t r = strip * kSide + i + e;
-        const uint32_t there = kHides ? seen(r, panel * kSide, add) : ~0u;
-        const vf minus_lse = set1(minus_lse_[r]);
+        for (int e = 0; e < 2; ++e) {
+          const int64_t r = half * kLanes + i + e;
+          const uint32_t there = kHides ? seen(strip * kSide + r, panel * kSide, add) : ~0u;
+          const vf less = set1(minus_lse[r]);
+#pragma GCC unroll 2
+          for (int m = 0; m < 2; ++m) {
+            const int64_t at = m * 256 + (i + e) * kLanes;
+            const __mmask16 mine = __mmask16(there >> 16 * m);
+            vf s = load(scores + at), slope = load(products + at);
+            if (kCapped) {
+              const vf t = tanh(s * set1(a_.scale) / set1(a_.softcap));
+              s = set1(a_.softcap) * t;
+              slope = slope * fma(-t, t, set1(1.f));
+            }
+            vf x = fma(s, scale, less);
+            if (kHides && a_.mask) x = fma(load(add + 16 * m), set1(kLog2E), x);
+            const __m512 weight = exp2(mine, (__m512)x);
+            const __m512 gradient = _mm512_maskz_mul_ps(mine, weight, (__m512)slope);
+            w[e][m] = raise(weight), g[e][m] = raise(gradient);
+          }
+        }
 #pragma GCC unroll 2
         for (int m = 0; m < 2; ++m) {
-          const int64_t at = place(i + e, 16 * m);
-          const __mmask16 mine = __mmask16(there >> 16 * m);
-          vf s = load(scores + at), slope = load(products + at);
-          if (kCapped) {
-            const vf t = tanh(s * set1(a_.scale) / set1(a_.softcap));
-            s = set1(a_.softcap) * t;
-            slope = slope * fma(-t, t, set1(1.f));
-          }
-          vf x = fma(s, scale, minus_lse);
-          if (kHides && a_.mask) x = fma(load(add + 16 * m), set1(kLog2E), x);
-          const __m512 weight = exp2(mine, (__m512)x);
-          w[e][m] = raise(weight);
-          g[e][m] = raise(_mm512_maskz_mul_ps(mine, weight, (__m512)slope));
+          store_pairs(p + i * 16 + m * kLanes, w[0][m], w[1][m]);
+          store_pairs(ds + i * 16 + m * kLanes, g[0][m], g[1][m]);
+          store_pairs(along + (i + m) * kLanes, g[m][0], g[m][1]);
         }
-      }
-#pragma GCC unroll 2
-      for (int m = 0; m < 2; ++m) {
-        store_pairs(p + i * 16 + m * kLanes, w[0][m], w[1][m]);
-        store_pairs(ds + i * 16 + m * kLanes, g[0][m], g[1][m]);
-        store_pairs(along + i / 16 * kPanels * 256 + (i % 16 + m) * kLanes, g[m][0], g[m][1]);
       }
     }
   }
@@ -389,7 +383,7 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
   float *const turned_k_, *const turned_v_, *const rows_k_;
   float *const grad_k_, *const grad_v_;
   float *const turned_q_, *const turned_g_, *const rows_q_, *const rows_g_;
-  float *const scores_, *const products_;  // two squares each
+  float *const scores_, *const products_;  // a square each
   float *const minus_delta_, *const minus_lse_;
   float *const p_, *const ds_, *const along_;
   Tiled left_q_, left_g_;
