@@ -2,12 +2,14 @@
 other forms and with the CPU."""
 
 import math
+import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 import hexad_kernels as hk
+from hexad_kernels.decode import LARGEST
 from tests import promises
 from tests.cases import DEVICE, build, cases
 from tests.cases.gated_pixelcnn import network
@@ -79,16 +81,18 @@ def test_vq_marks_a_row_without_a_distance():
     assert torch.equal(quantized[0], codebook[index[0]]) and torch.equal(quantized[2], codebook[index[2]])
 
 
+@pytest.mark.parametrize("kept", LARGEST, ids=str)
 @pytest.mark.parametrize("rotated", [False, True])
-def test_append_kv_quantises(rotated):
+def test_append_kv_quantises(rotated, kept):
     k, v = draw(2, 2, 3, 24), draw(2, 2, 3, 16, seed=1)
+    v[0, 0, 0] = torch.logspace(-7, 0, 16) * (-1) ** torch.arange(16)  # what float8 has no leading bit for, too
     v[0, 1, 2, 3], v[1, 0, 0] = math.nan, 0.0
     lengths = torch.tensor([0, 4], dtype=torch.int32, device=DEVICE)
     angle = torch.arange(8.0, device=DEVICE)[:, None] * torch.rand(12, device=DEVICE)
     tables = {"cos": angle.cos(), "sin": angle.sin()} if rotated else {}
     made = []
     for name in (None, "reference"):
-        caches = [torch.zeros(2, 2, 8, d, dtype=torch.int8, device=DEVICE) for d in (24, 16)]
+        caches = [torch.zeros(2, 2, 8, d, dtype=kept, device=DEVICE) for d in (24, 16)]
         scales = [torch.zeros(2, 2, 8, device=DEVICE) for _ in range(2)]
         call = lambda: hk.append_kv(k, v, *caches, lengths, k_scale=scales[0], v_scale=scales[1], **tables)  # noqa: B023, E731
         if name:
@@ -100,7 +104,8 @@ def test_append_kv_quantises(rotated):
     (ours, our_scales), (caches, scales) = made
     for a, b in zip(our_scales, scales):
         assert torch.allclose(a, b, rtol=1e-6, equal_nan=True)
-    # A fused multiply-add in the rotation may move a value over the border between two integers.
+    # A fused multiply-add in the rotation may move a value over the border to its neighbour.
+    ours, caches = ([c.view(torch.int8) for c in found] for found in (ours, caches))
     assert all((a.int() - b.int()).abs().max() <= rotated for a, b in zip(ours, caches))
 
 
@@ -111,6 +116,31 @@ def test_linear_rows_have_the_same_bits_however_many():
         assert torch.equal(whole[:rows], hk.linear(x[:rows], weight, activation="silu_gate"))
     with pytest.raises(hk.BackendError, match="17 rows"):
         hk.linear(draw(17, 8), draw(4, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu_gate", "gelu_gate"])
+def test_linear_finishes_torchs_product_in_one_pass(activation, dtype, monkeypatch):
+    from hexad_kernels import linear
+    from hexad_kernels.activation import ACTIVATIONS, GATES, finished
+    from hexad_kernels.triton import linear as kernels
+
+    ran, launch = [], kernels.launch
+    monkeypatch.setattr(kernels, "launch", lambda kernel, *args: (ran.append(kernel), launch(kernel, *args)))
+    code, by_torch = ACTIVATIONS[activation], sys.modules[linear.__module__]._by_torch
+    x, weight, bias = (
+        draw(3, 7, 40, dtype=dtype),
+        draw(530, 40, dtype=dtype, seed=1) / 8,
+        draw(530, dtype=dtype, seed=2),
+    )
+    width = 265 if code in GATES else 530
+    wide = draw(3, 7, 2 * width, dtype=dtype, seed=3)
+    for residual in (None, wide[..., ::2])[activation is None :]:
+        out = by_torch(x, weight, bias, code, residual)
+        want = finished(torch.nn.functional.linear(x, weight).float(), bias, code, residual, torch.float32)
+        assert out.shape == want.shape and out.dtype == dtype
+        torch.testing.assert_close(out.float(), want, rtol=torch.finfo(dtype).eps, atol=4e-6)
+    assert set(ran) == {kernels.finish_kernel}
 
 
 def test_maskedconv_forms_share_their_bits():
