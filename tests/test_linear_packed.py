@@ -40,13 +40,82 @@ def test_packing_changes_no_bit(every_isa, dtype, k):
         assert torch.equal(linear(*some, activation="silu", residual=r[:rows]), dense[:rows]), rows
 
 
+HEIGHTS = (1, 15, 16, 17, 31, 32, 33, 49, 70)
+
+
+@pytest.mark.parametrize("k", [1, 31, 32, 33, 257, 530])
+@pytest.mark.parametrize("n", [17, 83, 300])
+def test_any_height_gives_a_rows_bits(every_isa, k, n):
+    """Tiles of 16 rows by 32 inputs, filled up or cut short: a row alone, packed or not, is the row in any batch."""
+    x, w, b, r = inputs(70, k=k, n=n, dtype=torch.bfloat16)
+    packed, whole = pack(w), linear(x, w, b, residual=r)
+    exact = x.double() @ w.double().T + b.double() + r.double()
+    assert ((whole.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4 * k**0.5).all()
+    assert torch.equal(torch.cat([linear(x[i], w, b, residual=r[i])[None] for i in range(70)]), whole)
+    for rows in HEIGHTS:
+        for part in (slice(0, rows), slice(70 - rows, 70)):
+            for weight in (w, packed):
+                assert torch.equal(linear(x[part], weight, b, residual=r[part]), whole[part]), (rows, part)
+
+
+@pytest.mark.parametrize("k", [1, 31, 33, 64, 257])
+@pytest.mark.parametrize("rows", HEIGHTS)
+def test_nan_and_infinity_stay_where_they_are(every_isa, rows, k):
+    """In bfloat16: what fills up a tile must not meet an infinity of another row, nor of another output."""
+    x, w, b, _ = inputs(rows, k=k, n=83, dtype=torch.bfloat16)
+    want = linear(x, w, b)
+    row, output = rows // 2, 82
+    for value in (float("nan"), float("inf")):
+        bad_x, bad_w = x.clone(), w.clone()
+        bad_x[row, -1], bad_w[output, -1] = value, value
+        for weight in (w, pack(w)):
+            got = linear(bad_x, weight, b)
+            assert not got[row].isfinite().any()
+            got[row] = want[row]
+            assert torch.equal(got, want)
+        for weight in (bad_w, pack(bad_w)):
+            got = linear(x, weight, b)
+            assert not got[:, output].isfinite().any()
+            got[:, output] = want[:, output]
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("rows", HEIGHTS)
+def test_strided_inputs(every_isa, rows):
+    x, w, b, _ = inputs(rows, k=300, n=83, dtype=torch.bfloat16)
+    wide, high = torch.full((rows, 333), float("nan")).bfloat16(), torch.full((83, 311), float("nan")).bfloat16()
+    wide[:, 5:305], high[:, 3:303] = x, w
+    want = linear(x, w, b)
+    assert torch.equal(linear(wide[:, 5:305], w, b), want)
+    assert torch.equal(linear(wide[:, 5:305], pack(w), b), want)
+    assert torch.equal(linear(x, high[:, 3:303], b), want)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("form", COSTS)
+@pytest.mark.parametrize("k", [1, 63, 65, 530, 1100])
+def test_many_rows_of_a_quantised_weight_are_rows_alone(every_isa, form, dtype, k):
+    x, w, b, _ = inputs(530, k=k, n=83, dtype=dtype)
+    packed = quantize(w, form)
+    whole = linear(x, packed, b)
+    for row in (0, 15, 16, 511, 512, 529):
+        assert torch.equal(linear(x[row], packed, b), whole[row]), row
+    for rows in HEIGHTS:
+        assert torch.equal(linear(x[:rows], packed, b), whole[:rows]), rows
+    before = native.C.isa()
+    native.C.set_isa(native.C.isa_available().split(",")[0])
+    plain = linear(x.float(), packed, b.float())
+    native.C.set_isa(before)
+    assert torch.equal(linear(x.float(), packed, b.float()), plain)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("gate", ["silu_gate", "gelu_gate"])
 def test_packed_gates(every_isa, dtype, gate):
-    x, w, b, _ = inputs(19, k=200, n=160, dtype=dtype)
+    x, w, b, _ = inputs(70, k=300, n=160, dtype=dtype)
     dense = linear(x, w, b, activation=gate)
-    assert dense.shape == (19, 80)
-    for rows in (1, 8, 19):
+    assert dense.shape == (70, 80)
+    for rows in (1, 8, 19, 33, 70):
         assert torch.equal(linear(x[:rows], pack(w), b, activation=gate), dense[:rows])
     with pytest.raises(ValueError, match="weight: got 40 rows, a packed gate wants a multiple of 32"):
         linear(x, pack(w[:40]), activation=gate)

@@ -73,32 +73,39 @@ HEXAD_INLINE void store_two(bf16* to, vf a, vf b) {
 #endif
 }
 
+// Two whole panels side by side, without activation.
+template <class T>
+void finish_plain(const LinearArgs& a, int64_t at, int64_t first, int64_t rows, const float* sums,
+                  int64_t width) {
+  const T* bias = static_cast<const T*>(a.bias);
+  const vf low = bias ? load(bias + at) : zero(), high = bias ? load(bias + at + 16) : zero();
+  const int64_t more_stride = a.residual_stride, y_stride = a.y_stride;
+  const T* more =
+      a.residual ? static_cast<const T*>(a.residual) + first * more_stride + at : nullptr;
+  T* y = static_cast<T*>(a.y) + first * y_stride + at;
+  for (int64_t r = 0; r < rows; ++r) {
+    vf z = load(sums + r * width) + low, u = load(sums + r * width + kPanel) + high;
+    if (more) {
+      z = z + load(more + r * more_stride);
+      u = u + load(more + r * more_stride + kPanel);
+    }
+    store_two(y + r * y_stride, z, u);
+  }
+}
+
 template <class T, int N>
 void finish(const LinearArgs& a, const GroupOf<N>& group, int64_t first, int64_t rows,
             const float* sums, int64_t width = kWidth) {
   const T* bias = static_cast<const T*>(a.bias);
-  if (group.panels == 2 && group.row[1] == group.row[0] + kPanel && group.lanes[1] == kPanel &&
-      !a.activation) {
-    const int64_t at = group.row[0];
-    const vf low = bias ? load(bias + at) : zero(), high = bias ? load(bias + at + 16) : zero();
-    const T* more =
-        a.residual ? static_cast<const T*>(a.residual) + first * a.residual_stride + at : nullptr;
-    T* y = static_cast<T*>(a.y) + first * a.y_stride + at;
-    const int64_t more_stride = a.residual_stride, y_stride = a.y_stride;
-    for (int64_t r = 0; r < rows; ++r) {
-      vf z = load(sums + r * width) + low, u = load(sums + r * width + kPanel) + high;
-      if (more) {
-        z = z + load(more + r * more_stride);
-        u = u + load(more + r * more_stride + kPanel);
-      }
-      store_two(y + r * y_stride, z, u);
-    }
-    return;
-  }
   const int outputs = gated(a) ? group.panels / 2 : group.panels;
   for (int p = 0; p < outputs; ++p) {
     const int lanes = group.lanes[p];
     const int64_t at = group.row[p];
+    if (!a.activation && p + 1 < outputs && group.lanes[p + 1] == kPanel) {
+      finish_plain<T>(a, at, first, rows, sums + p * kPanel, width);
+      ++p;
+      continue;
+    }
     const vf b = bias ? load_part(bias + at, lanes) : zero();
     const vf up = bias && gated(a) ? load_part(bias + group.row[outputs + p], lanes) : zero();
     for (int64_t r = 0; r < rows; ++r) {

@@ -44,12 +44,12 @@ void for_groups(const LinearArgs& a, int64_t tallest, int step, int widest, cons
 }
 
 // sum(group, first, rows, sums) fills sums[r * kWidth + 16 p + lane] for an item, which is then
-// finished. Heights are multiples of 6, the height of a tile among many rows.
-template <class Sum>
+// finished. Heights are multiples of kHeight, by default the height of a tile among many rows.
+template <int kTallest = kItemRows, int kHeight = 6, class Sum>
 void for_items(const LinearArgs& a, int widest, const Sum& sum) {
-  for_groups<kPanels>(a, kItemRows, 6, widest,
+  for_groups<kPanels>(a, kTallest, kHeight, widest,
                       [&](const Group& group, int64_t first, int64_t rows) {
-                        alignas(64) float sums[kItemRows * kWidth];
+                        alignas(64) float sums[kTallest * kWidth];
                         if (a.inputs) {
                           sum(group, first, rows, sums);
                         } else {

@@ -3,6 +3,7 @@
 
 #include "cpu/linear_amx.h"
 #include "cpu/linear_bytes.h"
+#include "cpu/linear_bytes_amx.h"
 #include "cpu/linear_items.h"
 #include "cpu/linear_tile.h"
 
@@ -88,6 +89,14 @@ void run_bytes(const LinearPackedArgs& a) {
                                 static_cast<const float*>(l.x) + at, l.inputs, groups, to);
                  }
                });
+#if HEXAD_TILES
+  if constexpr (std::is_same<Form, Int8>::value)
+    if (l.rows >= kTileSide)
+      return for_items<kByteRows, kTileSide>(
+          l, kPanels, [&](const Group& group, int64_t first, int64_t rows, float* sums) {
+            sum_many_bytes(a, group, first, rows, sums);
+          });
+#endif
   for_items(l, kPanels, [&](const Group& group, int64_t first, int64_t rows, float* sums) {
     sum_bytes<Form>(a, group, first, rows, sums);
   });

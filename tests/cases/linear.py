@@ -38,6 +38,7 @@ CASES = [
     case("no_outputs", (3, 5), 0),
     case("empty_batch", (0, 4, 8), 6),
     case("many_rows", (203, 80), 131, residual=True),
+    case("tall", (49, 600), 290, activation="silu"),
     case("many_outputs", (13, 100), 520, activation="gelu"),
     case("token", (1, 768), 3072, activation="gelu", bench=True),
     case("batch", (8, 768), 3072, bench=True, bench_only=True),

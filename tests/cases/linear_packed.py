@@ -54,6 +54,7 @@ CASES = [
         case(form, "empty_batch", (0, 4, 8), 6),
         case(form, "eight_rows", (8, 300), 131),
         case(form, "many_rows", (203, 80), 131, residual=True),
+        case(form, "tall", (33, 600), 290),
         case(form, "long_rows", (3, 4100), 33),
         case(form, "many_outputs", (13, 600), 520, activation="gelu"),
     )
