@@ -10,8 +10,8 @@
     silu_gate, gelu_gate   the weight's first N rows make gates g, its last N rows u: y = act(g) * u + residual
 
 Sums are fp32, with one rounding to x's dtype at the very end: chains over 128 inputs, added up in order. (Where the
-machine multiplies pairs of bfloat16, a chain takes 256 inputs, two at a step; where it multiplies tiles of them, sums of
-32 inputs are added up.) A row's bits depend on that row alone.
+machine multiplies pairs of bfloat16, a chain takes 256 inputs, two at a step; where it multiplies tiles of them, sums
+of 32 inputs are added up.) A row's bits depend on that row alone.
 On a GPU that is so for up to 16 rows; more are torch's matrix product by design.
 
 Papers: Hendrycks & Gimpel 2016 (GELU, arXiv 1606.08415), Elfwing et al. 2017 (SiLU, 1702.03118), Shazeer 2020 (gates,
