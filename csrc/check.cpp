@@ -36,6 +36,10 @@ DType dtype_of(const hexad_tensor& t) {
       return DType::i64;
     case 6 << 8 | 8:
       return DType::boolean;
+    case 10 << 8 | 8:
+      return DType::e4m3;
+    case 12 << 8 | 8:
+      return DType::e5m2;
     default:
       return DType::other;
   }
@@ -59,6 +63,10 @@ const char* name_of(DType d) {
       return "int64";
     case DType::boolean:
       return "bool";
+    case DType::e4m3:
+      return "float8_e4m3fn";
+    case DType::e5m2:
+      return "float8_e5m2";
     default:
       return "an unknown dtype";
   }

@@ -36,7 +36,7 @@ hexad_status guarded(Body&& body) {
   }
 }
 
-enum class DType { f32, bf16, f16, f64, i8, i32, i64, boolean, other };
+enum class DType { f32, bf16, f16, f64, i8, i32, i64, boolean, e4m3, e5m2, other };
 
 DType dtype_of(const hexad_tensor& t);
 const char* name_of(DType d);

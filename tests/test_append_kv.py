@@ -5,6 +5,7 @@ import torch
 
 import hexad_kernels
 from hexad_kernels import append_kv, attention, decode, rope
+from hexad_kernels.decode import LARGEST
 
 ROOM, HEADS, DIM = 40, 2, 16
 
@@ -57,13 +58,21 @@ def test_generating_token_by_token_has_the_prefills_bits(page, dtype):
         assert torch.equal(out, whole[:, :, n])
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+QUANTISED = [
+    ("cpu", torch.int8),
+    ("reference", torch.int8),
+    ("reference", torch.float8_e4m3fn),
+    ("reference", torch.float8_e5m2),
+]
+
+
+@pytest.mark.parametrize(("name", "kept"), QUANTISED, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("interleaved", [None, False, True])
-def test_an_int8_cache_holds_the_rounded_rows_and_their_scales(name, dtype, interleaved):
+def test_a_quantised_cache_holds_the_rounded_rows_and_their_scales(name, kept, dtype, interleaved):
     k, v = draw(2, HEADS, 3, DIM, dtype=dtype), draw(2, HEADS, 3, 24, seed=8, dtype=dtype)
     v[0, 0, 0] = 0
-    caches = [torch.full((2, HEADS, ROOM, d), 99, dtype=torch.int8) for d in (DIM, 24)]
+    caches = [torch.full((2, HEADS, ROOM, d), 96, dtype=kept) for d in (DIM, 24)]
     scales = {name: torch.full((2, HEADS, ROOM), 9.0) for name in ("k_scale", "v_scale")}
     options = {} if interleaved is None else {**tables(), "interleaved": interleaved}
     starts = int32(5, 37)
@@ -72,38 +81,67 @@ def test_an_int8_cache_holds_the_rounded_rows_and_their_scales(name, dtype, inte
         if interleaved is not None:
             k = rope(k.float(), **tables(), positions=starts, interleaved=interleaved)
     for x, cache, scale in zip((k.float(), v.float()), caches, scales.values()):
-        want = x.abs().amax(-1) / 127
-        near = (x / torch.where(want > 0, want, 1)[..., None]).round().to(torch.int8)
+        want = x.abs().amax(-1) / LARGEST[kept]
+        near = x / torch.where(want > 0, want, 1)[..., None]
+        near = near.round().to(kept) if kept is torch.int8 else near.clamp(-LARGEST[kept], LARGEST[kept]).to(kept)
         for b, at in enumerate(starts.tolist()):
-            assert torch.equal(cache[b, :, at : at + 3], near[b]) and torch.equal(scale[b, :, at : at + 3], want[b])
-            cache[b, :, at : at + 3], scale[b, :, at : at + 3] = 99, 9
-        assert (cache == 99).all() and (scale == 9).all()
+            assert torch.equal(cache[b, :, at : at + 3].float(), near[b].float())
+            assert torch.equal(scale[b, :, at : at + 3], want[b])
+            cache[b, :, at : at + 3], scale[b, :, at : at + 3] = 96, 9
+        assert (cache.float() == 96).all() and (scale == 9).all()
 
 
+@pytest.mark.filterwarnings("ignore:hexad (append_kv|decode). the plain torch reference")
+@pytest.mark.parametrize(
+    ("kept", "off"), [(torch.int8, 0.05), (torch.float8_e4m3fn, 0.2), (torch.float8_e5m2, 0.4)], ids=str
+)
 @pytest.mark.parametrize("page", [None, 8])
-def test_decoding_from_an_int8_cache_is_near_decoding_from_a_float_one(page):
+def test_decoding_from_a_quantised_cache_is_near_decoding_from_a_float_one(page, kept, off):
     q, k, v = draw(2, 6, DIM), draw(2, HEADS, ROOM, DIM, seed=8), draw(2, HEADS, ROOM, DIM, seed=9)
     shape, options = (2, HEADS, ROOM, DIM), {}
     if page:
         options["block_table"] = torch.randperm(2 * ROOM // page).to(torch.int32).view(2, -1)
         shape = (2 * ROOM // page, HEADS, page, DIM)
     floats = [torch.zeros(shape) for _ in range(2)]
-    ints = [torch.zeros(shape, dtype=torch.int8) for _ in range(2)]
+    bytes_ = [torch.zeros(shape, dtype=kept) for _ in range(2)]
     scales = {name: torch.zeros(shape[:3]) for name in ("k_scale", "v_scale")}
     append_kv(k, v, *floats, int32(0, 0), **options)
-    append_kv(k, v, *ints, int32(0, 0), **options, **scales)
+    append_kv(k, v, *bytes_, int32(0, 0), **options, **scales)
     lengths = int32(ROOM, 11)
-    near, exact = decode(q, *ints, lengths, **options, **scales), decode(q, *floats, lengths, **options)
-    assert 0 < (near - exact).abs().max() < 0.05
+    near, exact = decode(q, *bytes_, lengths, **options, **scales), decode(q, *floats, lengths, **options)
+    assert 0 < (near - exact).abs().max() < off
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_float8_cache_on_the_cpu_is_the_references_and_says_so():
+    k, caches = draw(1, 1, 1, DIM), [torch.zeros(1, 1, 4, DIM, dtype=torch.float8_e4m3fn) for _ in range(2)]
+    scales = {name: torch.zeros(1, 1, 4) for name in ("k_scale", "v_scale")}
+    for name in ("append_kv", "decode"):
+        hexad_kernels.op.OPS[name]._warned.clear()
+    with pytest.warns(UserWarning, match="reference serves this call .*float8_e4m3fn"):
+        append_kv(k, k, *caches, int32(0), **scales)
+    with pytest.warns(UserWarning, match="reference serves this call .*float8_e4m3fn"):
+        out = decode(k[:, :, 0], *caches, int32(1), **scales)
+    assert 0 < (out - k[:, :, 0]).abs().max() < 0.2
+    with hexad_kernels.backend("cpu"), pytest.raises(hexad_kernels.BackendError, match="float8_e4m3fn"):
+        decode(k[:, :, 0], *caches, int32(1), **scales)
+    for door, arguments in (
+        ("append_kv", (k, k, *caches, int32(0), None, None, None, *scales.values(), False)),
+        (
+            "decode",
+            (k[:, :, 0], *caches, int32(1), None, *scales.values(), None, None, out, out[..., 0], None, -1, 0, 1),
+        ),
+    ):
+        with pytest.raises(RuntimeError, match="a float8 cache has no CPU kernel"):
+            getattr(hexad_kernels.native.C, door)(*arguments)
+
+
+@pytest.mark.parametrize(("name", "kept"), QUANTISED, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("at", [0, 3, DIM - 1])
-def test_an_int8_row_that_is_not_finite_decodes_to_nan(name, bad, at):
+def test_a_quantised_row_that_is_not_finite_decodes_to_nan(name, kept, bad, at):
     k, v = draw(1, 1, 2, DIM), draw(1, 1, 2, DIM, seed=8)
     v[0, 0, 1, at] = bad
-    caches = [torch.zeros(1, 1, 4, DIM, dtype=torch.int8) for _ in range(2)]
+    caches = [torch.zeros(1, 1, 4, DIM, dtype=kept) for _ in range(2)]
     scales = {name: torch.zeros(1, 1, 4) for name in ("k_scale", "v_scale")}
     with hexad_kernels.backend(name):
         append_kv(k, v, *caches, int32(0), **scales)
@@ -134,6 +172,7 @@ def test_compiles_without_graph_breaks():
 
 
 INT8 = {c: torch.zeros(2, HEADS, ROOM, DIM, dtype=torch.int8) for c in ("k_cache", "v_cache")}
+FLOAT8 = {name: cache.to(torch.float8_e4m3fn) for name, cache in INT8.items()}
 SCALES = {s: torch.zeros(2, HEADS, ROOM) for s in ("k_scale", "v_scale")}
 
 
@@ -168,7 +207,9 @@ SCALES = {s: torch.zeros(2, HEADS, ROOM) for s in ("k_scale", "v_scale")}
             "k_scale: its 2 entries of di",
         ),
         (INT8, ValueError, "k_scale: missing, an int8 cache wants its scales"),
-        (SCALES, ValueError, "k_scale: given, but k_cache is float32: scales are an int8 cache's"),
+        (FLOAT8, ValueError, "k_scale: missing, a float8_e4m3fn cache wants its scales"),
+        (FLOAT8 | SCALES | {"v_cache": INT8["v_cache"]}, TypeError, "v_cache: got int8, wants k_cache's float8_e4m3fn"),
+        (SCALES, ValueError, "k_scale: given, but k_cache is float32: scales are an int8 or float8 cache's"),
         (
             INT8 | SCALES | {"v_scale": torch.zeros(2, HEADS, 8)},
             ValueError,

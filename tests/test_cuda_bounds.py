@@ -8,12 +8,12 @@ import torch
 import hexad_kernels
 from hexad_kernels.op import OPS
 from tests import promises
-from tests.cases import build, cases
+from tests.cases import all_cases, build
 from tests.cuda_emulator.guarded import guarded
 
 SMALL = [
     (name, case, dtype)
-    for name, found in cases().items()
+    for name, found in all_cases().items()
     for case in found
     if case.small and "cuda" not in case.without
     for dtype in case.dtypes[-2:]

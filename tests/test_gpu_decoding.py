@@ -1,5 +1,5 @@
-"""What a GPU's decoding step adds to the promises: half precision, int8 caches, the bits of one row and of many, and
-what sample says where it can't raise."""
+"""What a GPU's decoding step adds to the promises: half precision, quantised caches, the bits of one row and of many,
+and what sample says where it can't raise."""
 
 import math
 
@@ -8,6 +8,8 @@ import torch
 
 import hexad_kernels
 from hexad_kernels import append_kv, linear, quantize, rope, sample
+from hexad_kernels.append_kv import quantise
+from hexad_kernels.decode import LARGEST
 from hexad_kernels.op import BackendError
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -46,11 +48,13 @@ def test_rope_rounds_once(dtype, dim, interleaved):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kept", LARGEST, ids=str)
 @pytest.mark.parametrize("interleaved", [None, False, True])
-def test_an_int8_cache_holds_the_rounded_rows_and_their_scales(dtype, interleaved):
+def test_a_quantised_cache_holds_the_rounded_rows_and_their_scales(dtype, kept, interleaved):
     k, v = draw(2, 2, 3, 24, dtype=dtype), draw(2, 2, 3, 40, dtype=dtype, seed=1)
+    v[0, 1, 1] = torch.logspace(-7, 0, 40) * (-1) ** torch.arange(40)  # what float8 has no leading bit for, too
     v[0, 0, 0], v[1, 0, 1, 7], v[1, 1, 2, 39] = 0, math.nan, math.inf
-    caches = [torch.full((2, 2, 9, d), 99, dtype=torch.int8) for d in (24, 40)]
+    caches = [torch.full((2, 2, 9, d), 96, dtype=kept) for d in (24, 40)]
     scales = [torch.full((2, 2, 9), 9.0) for _ in range(2)]
     options = {} if interleaved is None else {**tables(9, 24), "interleaved": interleaved}
     starts = int32(5, 0)
@@ -58,13 +62,12 @@ def test_an_int8_cache_holds_the_rounded_rows_and_their_scales(dtype, interleave
     if interleaved is not None:
         k = rope(k.float(), **tables(9, 24), positions=starts, interleaved=interleaved)
     for x, cache, scale in zip((k.float(), v.float()), caches, scales):
-        want = x.abs().amax(-1) / 127
-        near = (x / torch.where(want > 0, want, 1)[..., None]).nan_to_num(0).round().to(torch.int8)
+        near, want = quantise(x, kept)
         for b, at in enumerate(starts.tolist()):
-            assert torch.equal(cache[b, :, at : at + 3], near[b])
+            assert torch.equal(cache[b, :, at : at + 3].view(torch.uint8), near[b].view(torch.uint8))
             assert torch.equal(scale[b, :, at : at + 3].nan_to_num(-1), want[b].nan_to_num(-1))
-            cache[b, :, at : at + 3], scale[b, :, at : at + 3] = 99, 9
-        assert (cache == 99).all() and (scale == 9).all()
+            cache[b, :, at : at + 3], scale[b, :, at : at + 3] = 96, 9
+        assert (cache.float() == 96).all() and (scale == 9).all()
 
 
 @HALVES

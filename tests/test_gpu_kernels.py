@@ -7,6 +7,7 @@ import torch
 
 import hexad_kernels
 from hexad_kernels import attention, decode, randn, step
+from hexad_kernels.decode import FLOAT8
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
@@ -73,6 +74,24 @@ def test_decode_reads_no_page_beyond_length_or_window(dtype):
         table[b, : max(0, n - 12) // page] = -(2**30)
     assert same(clean, decode(q, k, v, block_table=table, **options))
     assert (clean[0][0] == 0).all() and (clean[1][0] == -math.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kept", FLOAT8, ids=str)
+def test_every_float8_is_read_exactly(kept, dtype):
+    """A key of all values, at even and odd addresses, is the output, and its product with a unit vector a score."""
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256)
+    lengths, ones = torch.ones(1, dtype=torch.int32), {name: torch.ones(1, 1, 1) for name in ("k_scale", "v_scale")}
+    zero, odd = torch.zeros(1, 1, 1, 16, dtype=kept), torch.zeros(257, dtype=torch.uint8)
+    odd[1:] = every.flatten()
+    want = every.view(kept).float().flatten()
+    for values in (every, odd[1:].view(1, 1, 1, 256)):
+        out = decode(torch.zeros(1, 1, 16, dtype=dtype), zero, values.view(kept), lengths, **ones)
+        assert torch.equal(out.flatten().nan_to_num(1e4), want.to(dtype).nan_to_num(1e4))
+    numbers = torch.where(want.isfinite(), want, 0.0)
+    keys, q = numbers.to(kept).view(1, 1, 1, 256), torch.eye(256, dtype=dtype)[None]
+    _, lse = decode(q, keys, keys, lengths, scale=1.0, return_lse=True, **ones)
+    torch.testing.assert_close(lse.flatten(), numbers, rtol=1e-6, atol=1e-9)
 
 
 def test_step_leaves_out_what_has_coefficient_zero():

@@ -22,7 +22,7 @@ import torch
 
 from hexad_kernels.op import OPS
 from tests import promises
-from tests.cases import build, cases
+from tests.cases import all_cases, build
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -81,7 +81,7 @@ def launches(monkeypatch, op, line, target):
 @cache
 def call_of(op, line):
     name, dtype = line.split()
-    case = next(case for case in cases()[op] if case.name == name)
+    case = next(case for case in all_cases()[op] if case.name == name)
     arguments = promises.flat_arguments(op, build(case, getattr(torch, dtype)))
     return OPS[op].contract(*arguments), *arguments
 

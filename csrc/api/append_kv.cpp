@@ -21,14 +21,15 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
     for (int i = 0; i < 4; ++i) require_rank(tensors[i], names[i], 4);
     require_rank(lengths, "lengths", 1);
     const DType dtype = require_floats(tensors, names, 2, on_cuda(*k));
-    const bool int8 = require_cache(*k_cache, *v_cache, k_scale, v_scale, *k);
+    const DType kept = require_cache(*k_cache, *v_cache, k_scale, v_scale, *k);
+    const int float8 = float8_kind(kept, on_cuda(*k), "append_kv");
     for (int i = 0; i < 3; ++i) require_size(*v, "v", i, k->shape[i]);
     require_size(*k_cache, "k_cache", 1, k->shape[1]);
     require_size(*k_cache, "k_cache", 3, k->shape[3]);
     require_size(*v_cache, "v_cache", 3, v->shape[3]);
     require_distinct(*k_cache, "k_cache");
     require_distinct(*v_cache, "v_cache");
-    if (int8) {
+    if (quantised(kept)) {
       require_distinct(*k_scale, "k_scale");
       require_distinct(*v_scale, "v_scale");
       if (std::max(k->shape[3], v->shape[3]) > kMaxHeadDim)
@@ -53,12 +54,12 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
       args.cos = data<float>(*cos), args.sin = data<float>(*sin);
       args.cos_stride = stride(*cos, 0), args.sin_stride = stride(*sin, 0);
     }
-    if (int8) {
+    if (quantised(kept)) {
       args.k_scale = data<float>(*k_scale), args.v_scale = data<float>(*v_scale);
       strides_of(*k_scale, 3, args.k_scale_stride), strides_of(*v_scale, 3, args.v_scale_stride);
     }
     args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16,
-    args.interleaved = interleaved != 0;
+    args.interleaved = interleaved != 0, args.float8 = float8;
     args.batch = batch, args.kv_heads = k->shape[1], args.rows = rows;
     args.page = k_cache->shape[2], args.head_dim = k->shape[3], args.value_dim = v->shape[3];
     strides_of(*k, 3, args.k_stride), strides_of(*v, 3, args.v_stride);

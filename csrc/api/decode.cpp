@@ -23,7 +23,8 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
     const hexad_tensor* tensors[] = {q, out};
     const char* names[] = {"q", "out"};
     const DType dtype = require_floats(tensors, names, 2, on_cuda(*q));
-    const bool int8 = require_cache(*k_cache, *v_cache, k_scale, v_scale, *q);
+    const DType kept = require_cache(*k_cache, *v_cache, k_scale, v_scale, *q);
+    const int float8 = float8_kind(kept, on_cuda(*q), "decode");
     require_dtype(*lse, "lse", DType::f32);
     require_device(*lse, "lse", *q);
     for (int i = 0; i < 2; ++i) {
@@ -55,14 +56,15 @@ extern "C" hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* 
       args.table = data<int32_t>(*block_table);
       strides_of(*block_table, 2, args.table_stride);
     }
-    if (int8) {
+    if (quantised(kept)) {
       args.k_scale = data<float>(*k_scale), args.v_scale = data<float>(*v_scale);
       strides_of(*k_scale, 3, args.k_scale_stride), strides_of(*v_scale, 3, args.v_scale_stride);
     }
     if (alibi_slopes)
       args.slopes = data<float>(*alibi_slopes), args.slopes_stride = stride(*alibi_slopes, 0);
     if (sinks) args.sinks = data<float>(*sinks), args.sinks_stride = stride(*sinks, 0);
-    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16, args.int8 = int8;
+    args.bf16 = dtype == DType::bf16, args.f16 = dtype == DType::f16, args.int8 = kept == DType::i8;
+    args.float8 = float8;
     args.batch = q->shape[0], args.heads = q->shape[1], args.kv_heads = k_cache->shape[1];
     args.page = k_cache->shape[2];
     args.head_dim = q->shape[2], args.value_dim = v_cache->shape[3];

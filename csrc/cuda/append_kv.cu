@@ -1,5 +1,6 @@
 // A warp takes a row of k or v to its place: turned where cos is given, rounded to bytes where the
 // cache has a scale for it.
+#include "cuda/float8.cuh"
 #include "cuda/rotate.cuh"
 
 namespace hexad {
@@ -30,7 +31,7 @@ __device__ inline void each_piece(const T* x, int64_t n, const float* cos, const
 }
 
 template <class T>
-__device__ inline void put_row(const T* x, int64_t n, T* to, float*, const float* cos,
+__device__ inline void put_row(const T* x, int64_t n, T* to, float*, int, const float* cos,
                                const float* sin, bool interleaved, bool aligned) {
   each_piece(x, n, cos, sin, interleaved, aligned,
              [&](int64_t at, int64_t count, const float (&y)[kWide<T>]) {
@@ -38,9 +39,19 @@ __device__ inline void put_row(const T* x, int64_t n, T* to, float*, const float
              });
 }
 
-template <class T>
-__device__ inline void put_row(const T* x, int64_t n, int8_t* to, float* scale, const float* cos,
-                               const float* sin, bool interleaved, bool aligned) {
+// A number of the cache's range, rounded to it.
+__device__ inline void round_to(int8_t* to, float x, int) {
+  *to = int8_t(rintf(x));
+}
+__device__ inline void round_to(Float8* to, float x, int kind) {
+  *to = to_float8(x, kind);
+}
+
+// kind: of float8, 0 of int8.
+template <class T, class C>
+__device__ inline void put_row(const T* x, int64_t n, C* to, float* scale, int kind,
+                               const float* cos, const float* sin, bool interleaved, bool aligned) {
+  const float largest = kind == 0 ? 127.f : kind == 1 ? 448.f : 57344.f;
   float most = 0.f;
   bool numbers = true;
   each_piece(x, n, cos, sin, interleaved, aligned,
@@ -52,7 +63,7 @@ __device__ inline void put_row(const T* x, int64_t n, int8_t* to, float* scale, 
                }
              });
   most = warp_max(most);
-  const float size = __all_sync(kFullWarp, numbers) ? most / 127.f : NAN;
+  const float size = __all_sync(kFullWarp, numbers) ? most / largest : NAN;
   const float step = size > 0 ? size : 1.f;
   if (threadIdx.x % 32 == 0) *scale = size;
   each_piece(x, n, cos, sin, interleaved, aligned,
@@ -60,7 +71,7 @@ __device__ inline void put_row(const T* x, int64_t n, int8_t* to, float* scale, 
                for (int i = 0; i < kWide<T>; ++i) {
                  if (i >= count) break;
                  const float v = y[i] / step;
-                 to[at + i] = v == v ? int8_t(rintf(fmaxf(-127.f, fminf(127.f, v)))) : int8_t(0);
+                 round_to(to + at + i, v == v ? fmaxf(-largest, fminf(largest, v)) : 0.f, kind);
                }
              });
 }
@@ -85,11 +96,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (value)
     put_row(static_cast<const T*>(a.v) + place(a.v_stride, b, s), a.value_dim,
             static_cast<C*>(a.v_cache) + place(a.v_cache_stride, page, slot),
-            a.v_scale + place(a.v_scale_stride, page, slot), nullptr, nullptr, false, v_aligned);
+            a.v_scale + place(a.v_scale_stride, page, slot), a.float8, nullptr, nullptr, false,
+            v_aligned);
   else
     put_row(static_cast<const T*>(a.k) + place(a.k_stride, b, s), a.head_dim,
             static_cast<C*>(a.k_cache) + place(a.k_cache_stride, page, slot),
-            a.k_scale + place(a.k_scale_stride, page, slot),
+            a.k_scale + place(a.k_scale_stride, page, slot), a.float8,
             a.cos ? a.cos + position * a.cos_stride : nullptr,
             a.cos ? a.sin + position * a.sin_stride : nullptr, a.interleaved, k_aligned);
 }
@@ -110,7 +122,9 @@ void run(const AppendKvArgs& a, hexad_stream stream) {
 
 template <class T>
 void run(const AppendKvArgs& a, hexad_stream stream) {
-  a.k_scale ? run<T, int8_t>(a, stream) : run<T, T>(a, stream);
+  a.float8    ? run<T, Float8>(a, stream)
+  : a.k_scale ? run<T, int8_t>(a, stream)
+              : run<T, T>(a, stream);
 }
 
 }  // namespace

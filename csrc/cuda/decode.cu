@@ -101,11 +101,17 @@ void decode(const DecodeArgs& given, hexad_stream stream) {
   if (args.head_dim > kMostDecodeDim || args.value_dim > kMostDecodeDim)
     fail(HEXAD_UNSUPPORTED, "decode: head dimension over %d on CUDA", int(kMostDecodeDim));
   if (args.bf16)
-    args.int8 ? run_mma<bf16, int8_t>(args, stream) : run_mma<bf16, bf16>(args, stream);
+    args.float8 ? run_mma<bf16, Float8>(args, stream)
+    : args.int8 ? run_mma<bf16, int8_t>(args, stream)
+                : run_mma<bf16, bf16>(args, stream);
   else if (args.f16)
-    args.int8 ? run_mma<f16, int8_t>(args, stream) : run_mma<f16, f16>(args, stream);
+    args.float8 ? run_mma<f16, Float8>(args, stream)
+    : args.int8 ? run_mma<f16, int8_t>(args, stream)
+                : run_mma<f16, f16>(args, stream);
   else
-    args.int8 ? run_float<int8_t>(args, stream) : run_float<float>(args, stream);
+    args.float8 ? run_float<Float8>(args, stream)
+    : args.int8 ? run_float<int8_t>(args, stream)
+                : run_float<float>(args, stream);
   if (most_splits(args.capacity, args.left) > 1)
     launch("decode", decode_kernel_join, blocks("decode", args.batch * args.heads), kJoinThreads, 0,
            stream, args);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/decode_rows.cuh"
+#include "cuda/float8.cuh"
 
 namespace hexad {
 namespace cuda {
@@ -10,21 +11,35 @@ namespace {
 
 constexpr int kRowsAtOnce = 4, kFloatTeam = 4;
 
-__device__ inline float4 widened(const float* p) {
+__device__ inline float one(float x, int) {
+  return x;
+}
+__device__ inline float one(int8_t x, int) {
+  return float(x);
+}
+__device__ inline float one(Float8 x, int kind) {
+  return float_of(x, kind);
+}
+__device__ inline float4 widened(const float* p, int) {
   return *reinterpret_cast<const float4*>(p);
 }
-__device__ inline float4 widened(const int8_t* p) {
+__device__ inline float4 widened(const Float8* p, int kind) {
+  const uint32_t word = *reinterpret_cast<const uint32_t*>(p);
+  const auto at = [&](int i) { return float_of(Float8{uint8_t(word >> 8 * i)}, kind); };
+  return {at(0), at(1), at(2), at(3)};
+}
+__device__ inline float4 widened(const int8_t* p, int) {
   const uint32_t word = *reinterpret_cast<const uint32_t*>(p);
   return {float(int8_t(word)), float(int8_t(word >> 8)), float(int8_t(word >> 16)),
           float(int8_t(word >> 24))};
 }
 
-// Up to 4 elements, the rest zeros.
+// Up to 4 elements, the rest zeros; kind: of float8.
 template <class C>
-__device__ inline float4 four(const C* from, int64_t count, bool aligned) {
-  if (aligned && count >= 4) return widened(from);
-  return {count > 0 ? float(from[0]) : 0.f, count > 1 ? float(from[1]) : 0.f,
-          count > 2 ? float(from[2]) : 0.f, count > 3 ? float(from[3]) : 0.f};
+__device__ inline float4 four(const C* from, int64_t count, bool aligned, int kind = 0) {
+  if (aligned && count >= 4) return widened(from, kind);
+  return {count > 0 ? one(from[0], kind) : 0.f, count > 1 ? one(from[1], kind) : 0.f,
+          count > 2 ? one(from[2], kind) : 0.f, count > 3 ? one(from[3], kind) : 0.f};
 }
 __device__ inline float dot(float4 a, float4 b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
@@ -73,10 +88,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int64_t d = 128 * c + 4 * lane;
-        key[j][c] = four(key_row + d, here ? a.head_dim - d : 0, aligned);
-        value[j][c] = four(value_row + d, here ? a.value_dim - d : 0, aligned);
+        key[j][c] = four(key_row + d, here ? a.head_dim - d : 0, aligned, a.float8);
+        value[j][c] = four(value_row + d, here ? a.value_dim - d : 0, aligned, a.float8);
       }
-      const bool scaled = a.int8 && here;
+      const bool scaled = a.k_scale && here;
       k_scale[j] = scaled ? a.k_scale[offset_of(a, p, a.k_scale_stride, page[j], n + j)] : 1.f;
       v_scale[j] = scaled ? a.v_scale[offset_of(a, p, a.v_scale_stride, page[j], n + j)] : 1.f;
       page[j] = page_of(a, p, n + kStep + j);

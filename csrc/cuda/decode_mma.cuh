@@ -12,6 +12,7 @@
 
 #include "cuda/ampere.cuh"
 #include "cuda/decode_rows.cuh"
+#include "cuda/float8.cuh"
 
 namespace hexad {
 namespace cuda {
@@ -54,12 +55,20 @@ __device__ inline float byte_at(uint32_t biased, int i) {
 }
 
 template <class T>
-__device__ inline Eight eight(const unsigned char* slot, T) {
+__device__ inline Eight eight(const unsigned char* slot, T, const Float8Pairs<T>&) {
   const uint4 v = *reinterpret_cast<const uint4*>(slot);
   return {{v.x, v.y, v.z, v.w}};
 }
 template <class T>
-__device__ inline Eight eight(const unsigned char* slot, int8_t) {
+__device__ inline Eight eight(const unsigned char* slot, Float8, const Float8Pairs<T>& pairs) {
+  const uint2 v = *reinterpret_cast<const uint2*>(slot);
+  Eight found;
+  pairs.of(v.x, found.pair[0], found.pair[1]);
+  pairs.of(v.y, found.pair[2], found.pair[3]);
+  return found;
+}
+template <class T>
+__device__ inline Eight eight(const unsigned char* slot, int8_t, const Float8Pairs<T>&) {
   const uint2 v = *reinterpret_cast<const uint2*>(slot);
   const uint32_t low = v.x ^ 0x80808080u, high = v.y ^ 0x80808080u;
   return {{two<T>(byte_at(low, 0), byte_at(low, 1)), two<T>(byte_at(low, 2), byte_at(low, 3)),
@@ -83,6 +92,7 @@ template <class T, class C, int kDim>
 __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(DecodeArgs a, bool aligned) {
   using R = Ring<C, kDim>;
   constexpr bool kNarrow = sizeof(C) == 1;
+  const Float8Pairs<T> pairs(a.float8);
   const Part p = part_of<kTeam>(a);
   if (p.idle) return;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
@@ -169,8 +179,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(DecodeArgs a,
     float s[4] = {}, odd[4] = {};
 #pragma unroll
     for (int c = 0; c < kDim / 32; ++c) {
-      const Eight top = eight<T>(slot + 2 * c * R::kRow, C{}),
-                  low = eight<T>(slot + (2 * c + 1) * R::kRow, C{});
+      const Eight top = eight<T>(slot + 2 * c * R::kRow, C{}, pairs),
+                  low = eight<T>(slot + (2 * c + 1) * R::kRow, C{}, pairs);
       const uint32_t one[4] = {top.pair[0], low.pair[0], top.pair[1], low.pair[1]};
       const uint32_t other[4] = {top.pair[2], low.pair[2], top.pair[3], low.pair[3]};
       mma_m16n8k16<T>(s, one, q[c].pair[0], q[c].pair[1]);
@@ -222,7 +232,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(DecodeArgs a,
     for (int c = 0; c < kDim / 64; ++c) {
       Eight row[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) row[j] = eight<T>(slot + (4 * c + j) * R::kRow, C{});
+      for (int j = 0; j < 4; ++j) row[j] = eight<T>(slot + (4 * c + j) * R::kRow, C{}, pairs);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float (&sum)[4] = o[4 * c + i];

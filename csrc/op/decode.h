@@ -35,9 +35,10 @@ struct DecodeArgs {
   float* lse;
   const int32_t* lengths;
   const int32_t* table;            // null: sequence b owns page b
-  const float *k_scale, *v_scale;  // of an int8 cache, else null
+  const float *k_scale, *v_scale;  // of a quantised cache, else null
   const float *slopes, *sinks;     // of a query head, or null
   bool bf16, f16, int8;            // of q and out; of the cache
+  int float8;                      // of the cache, on GPUs: 1 e4m3fn, 2 e5m2
   int64_t batch, heads, kv_heads, page, head_dim, value_dim;
   int64_t capacity;  // keys that a row has room for
   float* workspace;  // of GPUs: (batch, heads, most_splits, value_dim + 2); null: one split

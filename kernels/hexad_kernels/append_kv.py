@@ -4,8 +4,9 @@
 
 The cache is decode's: contiguous rows, or pages found through a block table. lengths is not changed: the caller counts.
 In an int8 cache a row is kept as round(x / scale) with scale = max |x| / 127, rounded to nearest even, of the rotated k
-and of v in float32: the error is at most half a scale. A row with a NaN or an infinity has such a scale, and decodes to
-NaN.
+and of v in float32: the error is at most half a scale. A float8 cache is the same with its own rounding and its own
+largest number, 448 (e4m3fn) or 57344 (e5m2), in place of 127. A row with a NaN or an infinity has such a scale, and
+decodes to NaN.
 
 Papers: Kwon et al. 2023 (PagedAttention, arXiv 2309.06180), Su et al. 2021 (RoPE, 2104.09864).
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from hexad_kernels import check, native
 from hexad_kernels.attention import MAX_HEAD_DIM
-from hexad_kernels.decode import check_cache, check_places
+from hexad_kernels.decode import FLOAT8, LARGEST, check_cache, check_places
 from hexad_kernels.op import CUDA_DTYPES, Op
 from hexad_kernels.rope import check_positions, check_tables, rotate, table
 
@@ -44,11 +45,13 @@ def contract(
     return ()
 
 
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as int8, and their scales."""
-    scale = x.abs().amax(-1) / 127
+def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows as a cache of that dtype has them, and their scales."""
+    largest = LARGEST[dtype]
+    scale = x.abs().amax(-1) / largest
     step = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)
-    return (x / step).nan_to_num(0.0).clamp(-127, 127).round().to(torch.int8), scale
+    kept = (x / step).nan_to_num(0.0).clamp(-largest, largest)
+    return (kept if dtype.is_floating_point else kept.round()).to(dtype), scale
 
 
 def reference(
@@ -64,7 +67,7 @@ def reference(
         k = rotate(k, cos, sin, starts, interleaved)
     writes = [(k_cache, k), (v_cache, v)]
     if k_scale is not None and v_scale is not None:
-        (k, k_steps), (v, v_steps) = quantise(k), quantise(v)
+        (k, k_steps), (v, v_steps) = (quantise(t, k_cache.dtype) for t in (k, v))
         writes = [(k_cache, k), (v_cache, v), (k_scale, k_steps), (v_scale, v_steps)]
     for b, start in enumerate(starts):
         for s in range(rows):
@@ -91,8 +94,8 @@ def _native(
 
 
 def _refuses(k: Tensor, v: Tensor, k_cache: Tensor, *_: object) -> str | None:
-    if k_cache.dtype is torch.int8 and max(k.shape[3], v.shape[3]) > MAX_HEAD_DIM:
-        return f"head dimension over {MAX_HEAD_DIM} in an int8 cache"
+    if k_cache.dtype in LARGEST and max(k.shape[3], v.shape[3]) > MAX_HEAD_DIM:
+        return f"head dimension over {MAX_HEAD_DIM} in a quantised cache"
     return None
 
 
@@ -103,7 +106,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=CUDA_DTYPES,
+    cuda=(*CUDA_DTYPES, *FLOAT8),
     refuses=_refuses,
     cuda_refuses=_refuses,
 )
@@ -127,13 +130,13 @@ def append_kv(
 
     k, v         (B, Hkv, S, D), (B, Hkv, S, Dv); float32, bfloat16, on CUDA float16 (else through the
                  reference, as float64)
-    k_cache      (P, Hkv, page, D), v_cache (P, Hkv, page, Dv), k's dtype or int8, no expanded views; without
-                 block_table P = B
+    k_cache      (P, Hkv, page, D), v_cache (P, Hkv, page, Dv), k's dtype, int8, float8_e4m3fn or float8_e5m2
+                 (float8 on the CPU through the reference), no expanded views; without block_table P = B
     lengths      (B,) int32: keys already there; row s goes to position lengths[b] + s
     block_table  (B, max_pages) int32: the page of each run of `page` positions. Sequences must not share the pages
                  they write to.
     cos, sin     (max_pos, D/2) float32, or k's dtype: k is rotated to its position (see rope); interleaved as there
-    k_scale, v_scale   (P, Hkv, page) float32 (float64 for float64), with an int8 cache only: written beside it
+    k_scale, v_scale   (P, Hkv, page) float32 (float64 for float64), with a quantised cache only: written beside it
     Returns nothing; the caches and their scales change, at those positions only. Raises ValueError naming the row and
     the value for a position beyond the cache or the tables and for a page that is not in the cache, before anything is
     written (on the CPU; on a GPU the values are the caller's care), and for a cache whose entries share memory.

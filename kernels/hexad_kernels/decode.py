@@ -9,14 +9,15 @@ sequence b lies in page block_table[b, j // page] at slot j % page. The new toke
 A row's bits are the same for any batch, any paging and any capacity of the cache; on the CPU they are those of the same
 row in a causal attention over the same keys.
 
-An int8 cache has a scale for each slot and head: K = k_cache * k_scale, V = v_cache * v_scale. Two options, with h the
-query head and p = lengths - 1 the newest position, change the softmax:
+A quantised cache, int8 or float8 (e4m3fn, e5m2), has a scale for each slot and head: K = k_cache * k_scale,
+V = v_cache * v_scale. Two options, with h the query head and p = lengths - 1 the newest position, change the softmax:
 
     alibi_slopes   s_hj <- s_hj - slope_h (p - j)                               after the soft cap
     sinks          lse_h = ln(exp(sink_h) + sum_j exp(s_hj))                    a logit that has no value
 
 Papers: Kwon et al. 2023 (PagedAttention, arXiv 2309.06180), Shazeer 2019 (multi-query decoding, 1911.02150), Press et
-al. 2022 (ALiBi, 2108.12409), Xiao et al. 2024 (attention sinks, 2309.17453).
+al. 2022 (ALiBi, 2108.12409), Xiao et al. 2024 (attention sinks, 2309.17453), Micikevicius et al. 2022 (float8,
+2209.05433).
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ from hexad_kernels.attention import reference as attend
 from hexad_kernels.op import CUDA_DTYPES, Op
 
 INDEX = (torch.int32,)
-CACHE = (*check.FLOATS, torch.int8)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+LARGEST = {
+    torch.int8: 127,
+    torch.float8_e4m3fn: 448,
+    torch.float8_e5m2: 57344,
+}  # of a quantised cache, before its scale
+CACHE = (*check.FLOATS, *LARGEST)
 SPLIT = 512
 CUDA_HEAD_DIM = 256
 
@@ -44,12 +51,12 @@ def check_cache(
     """Shapes, dtypes and devices of a cache and of what addresses it; `like` has a float cache's dtype."""
     check.tensor(k_cache, "k_cache", rank=4, dtypes=CACHE)
     check.tensor(v_cache, "v_cache", rank=4, dtypes=CACHE)
-    int8 = k_cache.dtype is torch.int8
-    check.like(k_cache, "k_cache", like, like_name, dtype=not int8)
+    quantised = k_cache.dtype in LARGEST
+    check.like(k_cache, "k_cache", like, like_name, dtype=not quantised)
     pages, heads, page, _ = k_cache.shape
     check.shape(v_cache, "v_cache", (pages, heads, page, None), "(P, Hkv, page, Dv)")
     check.like(v_cache, "v_cache", k_cache, "k_cache")
-    if int8 or k_scale is not None or v_scale is not None:
+    if quantised or k_scale is not None or v_scale is not None:
         _check_scale(k_scale, "k_scale", k_cache, like)
         _check_scale(v_scale, "v_scale", k_cache, like)
     check.tensor(lengths, "lengths", rank=1, dtypes=INDEX)
@@ -65,12 +72,13 @@ def check_cache(
 
 
 def _check_scale(scale: Tensor | None, name: str, cache: Tensor, like: Tensor) -> None:
-    if cache.dtype is not torch.int8:
+    dtype = check.names([cache.dtype])
+    if cache.dtype not in LARGEST:
         if scale is not None:
-            raise ValueError(f"{name}: given, but k_cache is {check.names([cache.dtype])}: scales are an int8 cache's")
+            raise ValueError(f"{name}: given, but k_cache is {dtype}: scales are an int8 or float8 cache's")
         return
     if scale is None:
-        raise ValueError(f"{name}: missing, an int8 cache wants its scales")
+        raise ValueError(f"{name}: missing, {'an' if dtype == 'int8' else 'a'} {dtype} cache wants its scales")
     check.tensor(scale, name, rank=3, dtypes=(check.statistics_dtype(like.dtype),))
     check.like(scale, name, cache, "k_cache", dtype=False)
     check.shape(scale, name, tuple(cache.shape[:3]), "(P, Hkv, page)")
@@ -215,7 +223,7 @@ _op = Op(
     contract=contract,
     reference=reference,
     native=_native,
-    cuda=CUDA_DTYPES,
+    cuda=(*CUDA_DTYPES, *FLOAT8),
     refuses=refuses,
     cuda_refuses=_cuda_refuses,
     batch=_batch,
@@ -261,16 +269,16 @@ def decode(
     """Attention of one query per sequence over a contiguous or paged cache.
 
     q            (B, Hq, D); float32, bfloat16, on a GPU float16 (others through the reference)
-    k_cache      (P, Hkv, page, D), q's dtype or int8; without block_table P = B and page is the cache's capacity; Hkv
-                 divides Hq
+    k_cache      (P, Hkv, page, D), q's dtype, int8, float8_e4m3fn or float8_e5m2 (float8 on the CPU through the
+                 reference); without block_table P = B and page is the cache's capacity; Hkv divides Hq
     v_cache      (P, Hkv, page, Dv)
     lengths      (B,) int32: keys of each sequence, the newest at lengths - 1; 0 gives out 0, lse -inf
     block_table  (B, max_pages) int32: the page of each run of `page` keys; entries past a length, or wholly before the
                  window, are never read
     window       w: the last w keys; (left, right): the last left + 1 keys (right is of no effect)
     softcap, scale   as in attention
-    k_scale, v_scale   (P, Hkv, page) float32 (float64 for float64): what an int8 cache's keys and values are to be
-                 multiplied by; append_kv writes them
+    k_scale, v_scale   (P, Hkv, page) float32 (float64 for float64): what a quantised cache's keys and values are to
+                 be multiplied by; append_kv writes them
     alibi_slopes (Hq,) float32 (float64 for float64): head h adds -slope_h times a key's distance to its score
     sinks        (Hq,) float32 (float64 for float64): a logit of each head that joins its softmax without a value;
                  counted in lse, so that an empty sequence has out 0, lse = sink

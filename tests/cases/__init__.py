@@ -51,7 +51,7 @@ class Case:
     small         cheap enough for interpreted and emulated kernels
     bench         also measured by bench/
     bench_only    too large for the tests
-    without       GPU backends ("cuda", "triton") whose kernel refuses the options or sizes
+    without       backends ("cpu", "cuda", "triton") whose kernel refuses the options or sizes
     dtypes        dtypes to test
     statistics    arguments, by place or by name, that stay float32 in any narrower dtype
     """
@@ -79,16 +79,26 @@ def first_rows(call: Call, i: int) -> Call:
     return call.map(lambda t: t[i : i + 1])
 
 
+def castable(t: Tensor) -> bool:
+    """Whether a tensor takes the dtype under test. A float8 one is a cache, whose dtype is its own."""
+    return t.is_floating_point() and t.itemsize > 1
+
+
 def build(case: Case, dtype: torch.dtype, seed: int = 0) -> Call:
     call = case.make(torch.Generator().manual_seed(seed)).map(lambda t: t.to(DEVICE))
-    cast = call.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    cast = call.map(lambda t: t.to(dtype) if castable(t) else t)
     wide = torch.promote_types(dtype, torch.float32)
     args = tuple(call.args[i].to(wide) if i in case.statistics else a for i, a in enumerate(cast.args))
     kwargs = {k: call.kwargs[k].to(wide) if k in case.statistics else v for k, v in cast.kwargs.items()}
     return Call(args, kwargs)
 
 
-def cases() -> dict[str, list[Case]]:
+def all_cases() -> dict[str, list[Case]]:
     """Op name -> its cases, from the files beside this one."""
     found = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
     return {name: import_module(f"tests.cases.{name}").CASES for name in found}
+
+
+def cases() -> dict[str, list[Case]]:
+    """Those that the CPU's kernels serve."""
+    return {name: [case for case in found if "cpu" not in case.without] for name, found in all_cases().items()}

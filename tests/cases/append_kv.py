@@ -2,14 +2,16 @@ import torch
 
 from tests.cases import Call, Case, Work, rand
 
+SCALES = ("k_scale", "v_scale")
+
 
 def row(call, i):
     return Call(tuple(t[i : i + 1] for t in call.args), call.kwargs)
 
 
-def case(name, new, lengths, room, *, value_dim=None, page=None, rotated=False, **options):
-    """new (Hkv, S, D) for each of the sequences."""
-    flags = {k: options.pop(k) for k in ("small", "bench", "bench_only") if k in options}
+def case(name, new, lengths, room, *, value_dim=None, page=None, rotated=False, kept=None, **options):
+    """new (Hkv, S, D) for each of the sequences; `kept`: a quantised cache's dtype."""
+    flags = {k: options.pop(k) for k in ("small", "bench", "bench_only", "without") if k in options}
     heads, rows, dim = new
     value_dim, batch = value_dim or dim, len(lengths)
 
@@ -26,11 +28,14 @@ def case(name, new, lengths, room, *, value_dim=None, page=None, rotated=False, 
             kwargs |= {"cos": angle.cos(), "sin": angle.sin()}
         k, v = rand(g, batch, heads, rows, dim), rand(g, batch, heads, rows, value_dim)
         caches = rand(g, pages, heads, size, dim), rand(g, pages, heads, size, value_dim)
+        if kept:
+            caches = tuple(t.to(kept) for t in caches)
+            kwargs |= {name: rand(g, pages, heads, size) for name in SCALES}
         return Call((k, v, *caches, torch.tensor(lengths, dtype=torch.int32)), kwargs)
 
     n = batch * heads * rows * (dim + value_dim)
     work = Work(flops=3 * n if rotated else 0, bytes=8 * n)
-    return Case(name, make, None if page else row, batch=batch, work=work, **flags)
+    return Case(name, make, None if page else row, batch=batch, work=work, statistics=SCALES, **flags)
 
 
 CASES = [
@@ -41,4 +46,14 @@ CASES = [
     case("nothing_new", (2, 0, 16), (3, 10), 10),
     case("empty_batch", (2, 1, 8), (), 4),
     case("gpt_step", (12, 1, 64), (700,) * 8, 1024, rotated=True, bench=True),
+    case(
+        "step_float8",
+        (8, 1, 128),
+        (700,) * 4,
+        1024,
+        rotated=True,
+        kept=torch.float8_e4m3fn,
+        bench_only=True,
+        without=("cpu",),
+    ),
 ]

@@ -41,7 +41,8 @@ typedef struct {
   int32_t device_type;
   int32_t device_id;
   int32_t ndim;
-  uint8_t dtype_code; /* 0 int, 1 uint, 2 float, 4 bfloat, 6 bool */
+  uint8_t
+      dtype_code; /* 0 int, 1 uint, 2 float, 4 bfloat, 6 bool; 10 and 12 float8 e4m3fn and e5m2 */
   uint8_t dtype_bits;
   uint16_t dtype_lanes;
   int64_t* shape;
@@ -79,7 +80,8 @@ HEXAD_API const char* hexad_cuda_missing(void);
  *   lengths (B) and block_table (B, max_pages) int32; on the CPU they are checked before anything
  * is written. cos, sin (max_pos, D / 2) float32, both or neither: k is rotated as in rope.
  *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache, written as it
- * is: scale = max |x| / 127 of a row, and x / scale rounded to nearest even. */
+ * is: scale = max |x| / 127 of a row, and x / scale rounded to nearest even; on CUDA also of a
+ *   float8_e4m3fn (448 in place of 127) or float8_e5m2 cache (57344). */
 HEXAD_API hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tensor* v,
                                        hexad_tensor* k_cache, hexad_tensor* v_cache,
                                        const hexad_tensor* lengths, const hexad_tensor* block_table,
@@ -237,11 +239,11 @@ HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codeb
 /* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
  *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
- *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache.
- *   alibi_slopes (Hq) float32 or NULL: slope * (key - newest key) is added after the softcap.
- *   sinks (Hq) float32 or NULL: a logit without a value that joins the softmax, and lse.
- *   workspace: float32, CUDA only, for caches of more keys than a split has: B Hq (Dv + 2) floats
- *   for each split that a row may meet (csrc/op/decode.h says how many). */
+ *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache, on CUDA also of
+ * a float8_e4m3fn or float8_e5m2 one. alibi_slopes (Hq) float32 or NULL: slope * (key - newest key)
+ * is added after the softcap. sinks (Hq) float32 or NULL: a logit without a value that joins the
+ * softmax, and lse. workspace: float32, CUDA only, for caches of more keys than a split has: B Hq
+ * (Dv + 2) floats for each split that a row may meet (csrc/op/decode.h says how many). */
 HEXAD_API hexad_status hexad_decode(const hexad_tensor* q, const hexad_tensor* k_cache,
                                     const hexad_tensor* v_cache, const hexad_tensor* lengths,
                                     const hexad_tensor* block_table, const hexad_tensor* k_scale,

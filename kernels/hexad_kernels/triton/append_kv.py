@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hexad_kernels.triton.common import launch, refuse_dtypes, round_even
+from hexad_kernels.decode import LARGEST
+from hexad_kernels.triton.common import FLOAT8, launch, raw, refuse_dtypes, round_even, to_float8
 from hexad_kernels.triton.rope import rotated, store_pairs
 
 ROWS = 8
 
 
 @triton.jit
-def step_of(largest, has_nan):
-    """An int8 row's scale: NaN goes in and comes out."""
-    return tl.where(has_nan > 0, float("nan"), tl.div_rn(largest, 127.0))
+def limit_of(KIND: tl.constexpr):
+    return 127.0 if KIND == 0 else 448.0 if KIND == 1 else 57344.0
 
 
 @triton.jit
-def quantised(x, scale):
+def step_of(largest, has_nan, KIND: tl.constexpr):
+    """A quantised row's scale: NaN goes in and comes out."""
+    return tl.where(has_nan > 0, float("nan"), tl.div_rn(largest, limit_of(KIND)))
+
+
+@triton.jit
+def quantised(x, scale, KIND: tl.constexpr):
+    """As int8 (0) or a kind of float8."""
     q = tl.div_rn(x, tl.where(scale > 0.0, scale, 1.0))
-    q = tl.where(q != q, 0.0, q)
-    return round_even(tl.where(q > 127.0, 127.0, tl.where(q < -127.0, -127.0, q))).to(tl.int8)
+    limit = limit_of(KIND)
+    q = tl.where(q != q, 0.0, tl.where(q > limit, limit, tl.where(q < -limit, -limit, q)))
+    if KIND == 0:
+        return round_even(q).to(tl.int8)
+    return to_float8(q, KIND)
 
 
 @triton.jit
@@ -33,16 +42,16 @@ def largest_of(x):
 
 
 @triton.jit
-def put(x_ptr, x_col, to_ptr, to_col, scale_ptr, dim, i, here):
+def put(x_ptr, x_col, to_ptr, to_col, scale_ptr, dim, i, here, KIND: tl.constexpr):
     """Rows as they are, or quantised where there is a place for their scales."""
     there = here & (i < dim)
     x = tl.load(x_ptr + i * x_col, mask=there, other=0.0)
     if scale_ptr is not None:
         x = x.to(tl.float32)
         largest, has_nan = largest_of(x)
-        scale = step_of(largest, has_nan)[:, None]
+        scale = step_of(largest, has_nan, KIND)[:, None]
         tl.store(scale_ptr, scale, mask=here)
-        tl.store(to_ptr + i * to_col, quantised(x, scale), mask=there)
+        tl.store(to_ptr + i * to_col, quantised(x, scale, KIND), mask=there)
     else:
         tl.store(to_ptr + i * to_col, x, mask=there)
 
@@ -53,7 +62,7 @@ def append_kv_kernel(
     count, heads, rows, page, dim, value_dim, k_batch, k_head, k_row, k_col, v_batch, v_head, v_row, v_col,
     kc_page, kc_head, kc_slot, kc_col, vc_page, vc_head, vc_slot, vc_col, length_row, table_row, table_col,
     cos_row, cos_col, sin_row, sin_col, ks_page, ks_head, ks_slot, vs_page, vs_head, vs_slot,
-    INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    INTERLEAVED: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     at = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     here = at < count
@@ -83,21 +92,21 @@ def append_kv_kernel(
         if k_scale_ptr is not None:
             largest1, nan1 = largest_of(tl.where(there, y1, 0.0))
             largest2, nan2 = largest_of(tl.where(there, y2, 0.0))
-            scale = step_of(tl.maximum(largest1, largest2), tl.maximum(nan1, nan2))[:, None]
+            scale = step_of(tl.maximum(largest1, largest2), tl.maximum(nan1, nan2), KIND)[:, None]
             tl.store(k_scale_at, scale, mask=here)
-            y1, y2 = quantised(y1, scale), quantised(y2, scale)
+            y1, y2 = quantised(y1, scale, KIND), quantised(y2, scale, KIND)
         store_pairs(k_to, kc_col, y1, y2, half, i, there, INTERLEAVED)
     else:
-        put(k_from, k_col, k_to, kc_col, k_scale_at, dim, i, here)
+        put(k_from, k_col, k_to, kc_col, k_scale_at, dim, i, here, KIND)
     put(
         v_ptr + b * v_batch + h * v_head + s * v_row, v_col,
         v_cache_ptr + index * vc_page + h * vc_head + slot * vc_slot, vc_col, v_scale_at, value_dim,
-        tl.arange(0, V)[None, :], here,
+        tl.arange(0, V)[None, :], here, KIND,
     )  # fmt: skip
 
 
 def refuses(k: Tensor, v: Tensor, k_cache: Tensor, *rest: object) -> str | None:
-    return refuse_dtypes(k, *(None if t.dtype == torch.int8 else t for t in (k_cache,)))
+    return refuse_dtypes(k, None if k_cache.dtype in LARGEST else k_cache)
 
 
 def run(
@@ -114,14 +123,21 @@ def run(
 
     launch(
         append_kv_kernel, (triton.cdiv(count, ROWS),), k.device,
-        k, v, k_cache, v_cache, lengths, block_table, cos, sin, k_scale, v_scale,
+        k, v, raw(k_cache), raw(v_cache), lengths, block_table, cos, sin, k_scale, v_scale,
         count, heads, rows, k_cache.shape[2], dim, value_dim, *k.stride(), *v.stride(), *k_cache.stride(),
         *v_cache.stride(), lengths.stride(0), *strides(block_table, 2), *strides(cos, 2), *strides(sin, 2),
-        *strides(k_scale, 3), *strides(v_scale, 3), interleaved, ROWS, width, triton.next_power_of_2(value_dim),
+        *strides(k_scale, 3), *strides(v_scale, 3), interleaved, FLOAT8.get(k_cache.dtype, 0),
+        ROWS, width, triton.next_power_of_2(value_dim),
     )  # fmt: skip
 
 
 BUDGET = {
+    "step_float8 bfloat16": {
+        "sm_80": (56, 1024),
+        "sm_90": (56, 1024),
+        "sm_100": (56, 1024),
+        "gfx942": (40, 1024),
+    },
     "rotated_interleaved float32": {
         "sm_80": (240, 5120),
         "sm_90": (224, 5120),

@@ -18,6 +18,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+FLOAT8 = {torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}
+
+
+def raw(cache: Tensor) -> Tensor:
+    """A float8 cache as its bytes: kernels convert them, as not every chip can."""
+    return cache.view(torch.uint8) if cache.dtype in FLOAT8 else cache
+
+
 def launch(kernel: Any, grid: Sequence[int], device: torch.device, *args: Any, **options: Any) -> None:
     """kernel[grid](...) on the tensors' device, on its current stream; an empty grid does nothing."""
     if 0 in grid:
@@ -97,6 +105,33 @@ def sigmoid(x):
 def round_even(x):
     # To the nearest integer, ties to even, for |x| < 2^22.
     return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def from_float8(byte, KIND: tl.constexpr):
+    """float32 of an e4m3fn (1) or e5m2 (2), exactly, on chips that don't know them too. As bits of a float16 an e5m2
+    has its value, an e4m3 2^-8 of it."""
+    u = byte.to(tl.uint16)
+    if KIND == 1:
+        x = (((u & 0x7F) << 7) | ((u & 0x80) << 8)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        x = tl.where((u & 0x7F) == 0x7F, float("nan"), x)
+    else:
+        x = (u << 8).to(tl.float16, bitcast=True).to(tl.float32)
+    return x
+
+
+@triton.jit
+def to_float8(x, KIND: tl.constexpr):
+    """The byte of the nearest one, ties to even, of a number in its range."""
+    FRACTION: tl.constexpr = 4 - KIND
+    BIAS: tl.constexpr = 7 if KIND == 1 else 15
+    u = x.to(tl.int32, bitcast=True)
+    size = u & 0x7FFFFFFF
+    half = (1 << (22 - FRACTION)) - 1 + ((size >> (23 - FRACTION)) & 1)
+    normal = ((size + half) >> (23 - FRACTION)) - ((127 - BIAS) << FRACTION)
+    unit = tl.abs(x) * (1 << (BIAS - 1))  # of the least normal number
+    below = round_even(tl.where(unit < 1.0, unit, 0.0) * (1 << FRACTION)).to(tl.int32)
+    return (tl.where(unit < 1.0, below, normal) | ((u >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit

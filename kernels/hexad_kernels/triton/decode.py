@@ -8,7 +8,8 @@ Splits and tiles have fixed sizes and are counted from key 0, and a row takes pa
 reach; the rest of the grid, which is as large as the cache's shape, ends at once. So a row's bits depend neither on
 the batch, nor on the cache's capacity, nor on where its pages lie. The workspace follows from shapes alone.
 
-An int8 cache's scales multiply scores and weights, not the (SPLIT, D) keys and values.
+A quantised cache's scales multiply scores and weights, not the (SPLIT, D) keys and values. Its bytes are converted
+exactly.
 
 Paper: Dao et al. 2023 (Flash-Decoding, pytorch.org/blog/flash-decoding).
 """
@@ -33,7 +34,7 @@ from hexad_kernels.triton.attention import (
     padded,
     stride_of,
 )
-from hexad_kernels.triton.common import INTERPRETED, launch, target, widen
+from hexad_kernels.triton.common import FLOAT8, INTERPRETED, from_float8, launch, raw, target, widen
 
 CHUNK = tl.constexpr(64)  # splits that combine_kernel merges at a time
 COLUMNS = 64
@@ -65,8 +66,8 @@ def decode_kernel(
     k_scale_page, k_scale_head, k_scale_slot, v_scale_page, v_scale_head, v_scale_slot,
     length_row, table_row, table_col, slopes_stride, sinks_stride, left, softcap, factor,
     PAGED: tl.constexpr, LEFT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
-    INT8: tl.constexpr, PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr, HEADS: tl.constexpr,
-    SPLIT: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    SCALES: tl.constexpr, KIND: tl.constexpr, PAD_K: tl.constexpr, PAD_V: tl.constexpr, UP: tl.constexpr,
+    HEADS: tl.constexpr, SPLIT: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
     group = heads // kv_heads
     parts = tl.cdiv(group, HEADS)
@@ -106,8 +107,10 @@ def decode_kernel(
             slot = key.to(tl.int64)
         k_at = k_ptr + (at * k_page + slot * k_slot)[None, :] + d[:, None] * k_col
         k = load_tile(k_at, cached[None, :], d[:, None] < dim, True, PAD_K)
+        if KIND:
+            k = from_float8(k, KIND)
         s = tl.dot(q, k.to(q.dtype), input_precision="ieee")
-        if INT8:
+        if SCALES:
             at_scale = at * k_scale_page + kv_head * k_scale_head + slot * k_scale_slot
             s = s * tl.load(k_scale_ptr + at_scale, mask=cached, other=0.0)[None, :]
         s = adjusted(s, of_group * 0 + (length - 1 - n), columns, slopes, softcap, factor, SCALED, SOFTCAP, ALIBI)
@@ -115,9 +118,11 @@ def decode_kernel(
         p, before, m, total = online_softmax(s, m, total, factor, SCALED)
         v_at = v_ptr + (at * v_page + slot * v_slot)[:, None] + dv[None, :] * v_col
         v = load_tile(v_at, cached[:, None], dv[None, :] < value_dim, True, PAD_V)
-        if INT8:
+        if SCALES:
             at_scale = at * v_scale_page + kv_head * v_scale_head + slot * v_scale_slot
             p = p * tl.load(v_scale_ptr + at_scale, mask=cached, other=0.0)[None, :]
+        if KIND:
+            v = from_float8(v, KIND)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * before[:, None], input_precision="ieee")
     row = b * heads + head
     inside = here[:, None] & (dv < value_dim)[None, :]
@@ -222,17 +227,17 @@ def run(
     parts = torch.empty(count * value_dim, dtype=torch.float32, device=q.device)
     stats = torch.empty(2 * count, dtype=torch.float32, device=q.device)
     cap, factor = attention.score_factors(dim, softcap, scale)
-    int8 = k_scale is not None and v_scale is not None
+    scales = k_scale is not None and v_scale is not None
     launch(
         decode_kernel, (batch * kv_heads * triton.cdiv(group, rows), splits), q.device,
-        q, k_cache, v_cache, lengths, block_table, k_scale, v_scale, alibi_slopes, sinks, out, lse, parts, stats,
-        heads, kv_heads, page, splits, count, dim, value_dim,
+        q, raw(k_cache), raw(v_cache), lengths, block_table, k_scale, v_scale, alibi_slopes, sinks, out, lse, parts,
+        stats, heads, kv_heads, page, splits, count, dim, value_dim,
         *q.stride(), *k_cache.stride(), *v_cache.stride(),
         *((0, 0, 0) if k_scale is None else k_scale.stride()), *((0, 0, 0) if v_scale is None else v_scale.stride()),
         *lengths.stride(), *((0, 0) if block_table is None else block_table.stride()),
         stride_of(alibi_slopes), stride_of(sinks), left, cap, factor,
-        block_table is not None, left >= 0, softcap is not None, alibi_slopes is not None, sinks is not None, int8,
-        widths[0] != dim, widths[1] != value_dim, INTERPRETED, rows, split, step, *widths,
+        block_table is not None, left >= 0, softcap is not None, alibi_slopes is not None, sinks is not None, scales,
+        FLOAT8.get(k_cache.dtype, 0), widths[0] != dim, widths[1] != value_dim, INTERPRETED, rows, split, step, *widths,
         num_warps=warps, num_stages=stages, **OPTIONS,
     )  # fmt: skip
     if splits > 1:
@@ -251,6 +256,20 @@ BUDGET = {
         "sm_90": (176, 72704),
         "sm_100": (176, 72704),
         "gfx942": (176, 16384),
+        "matrix": "narrow",
+    },
+    "llama_paged_float8 bfloat16": {
+        "sm_80": (255, 41472),
+        "sm_90": (216, 41472),
+        "sm_100": (212, 41472),
+        "gfx942": (220, 8192),
+        "matrix": "narrow",
+    },
+    "float8_e5m2_alibi_softcap float16": {
+        "sm_80": (255, 41472),
+        "sm_90": (188, 41472),
+        "sm_100": (188, 41472),
+        "gfx942": (164, 8192),
         "matrix": "narrow",
     },
     "llama_paged_int8 bfloat16": {
