@@ -2,6 +2,7 @@
 other forms and with the CPU."""
 
 import math
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -115,6 +116,31 @@ def test_linear_rows_have_the_same_bits_however_many():
         assert torch.equal(whole[:rows], hk.linear(x[:rows], weight, activation="silu_gate"))
     with pytest.raises(hk.BackendError, match="17 rows"):
         hk.linear(draw(17, 8), draw(4, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu_gate", "gelu_gate"])
+def test_linear_finishes_torchs_product_in_one_pass(activation, dtype, monkeypatch):
+    from hexad_kernels import linear
+    from hexad_kernels.activation import ACTIVATIONS, GATES, finished
+    from hexad_kernels.triton import linear as kernels
+
+    ran, launch = [], kernels.launch
+    monkeypatch.setattr(kernels, "launch", lambda kernel, *args: (ran.append(kernel), launch(kernel, *args)))
+    code, by_torch = ACTIVATIONS[activation], sys.modules[linear.__module__]._by_torch
+    x, weight, bias = (
+        draw(3, 7, 40, dtype=dtype),
+        draw(530, 40, dtype=dtype, seed=1) / 8,
+        draw(530, dtype=dtype, seed=2),
+    )
+    width = 265 if code in GATES else 530
+    wide = draw(3, 7, 2 * width, dtype=dtype, seed=3)
+    for residual in (None, wide[..., ::2])[activation is None :]:
+        out = by_torch(x, weight, bias, code, residual)
+        want = finished(torch.nn.functional.linear(x, weight).float(), bias, code, residual, torch.float32)
+        assert out.shape == want.shape and out.dtype == dtype
+        torch.testing.assert_close(out.float(), want, rtol=torch.finfo(dtype).eps, atol=4e-6)
+    assert set(ran) == {kernels.finish_kernel}
 
 
 def test_maskedconv_forms_share_their_bits():

@@ -19,6 +19,9 @@ Papers: Hendrycks & Gimpel 2016 (GELU, arXiv 1606.08415), Elfwing et al. 2017 (S
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,10 +94,13 @@ def _cuda_refuses(
 
 
 def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> Tensor:
-    if activation or residual is not None:
-        # In float32 after the product, as far as one pass after it goes.
-        return finished(F.linear(x, weight).to(check.statistics_dtype(x.dtype)), bias, activation, residual, x.dtype)
-    return F.linear(x, weight, bias)
+    if not activation and residual is None:
+        return F.linear(x, weight, bias)
+    # In float32 after the product, in one pass where Triton is there.
+    product = F.linear(x, weight)
+    if find_spec("triton") is not None and x.dtype in CUDA_DTYPES:
+        return import_module("hexad_kernels.triton.linear").finish_product(product, bias, activation, residual)
+    return finished(product.to(check.statistics_dtype(x.dtype)), bias, activation, residual, x.dtype)
 
 
 _op = Op(

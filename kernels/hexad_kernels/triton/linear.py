@@ -4,7 +4,8 @@ Up to 16 rows fill one matrix instruction's operand whatever their number, so a 
 inputs are split at multiples of 1024, a program per split and tile of outputs, which keeps the whole chip reading; a
 second launch adds the splits up in order and applies bias, activation or gate, and residual.
 
-More rows are a dense matrix product, which the vendor's libraries have: torch serves it.
+More rows are a dense matrix product, which the vendor's libraries have: torch serves it, and the second launch what
+follows it, reading the product once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def linear_kernel(
 
 @triton.jit
 def summed(sums_ptr, bias_ptr, row, i, there, rows, width, splits):
-    total = tl.load(sums_ptr + row * width + i, mask=there, other=0.0)
+    total = tl.load(sums_ptr + row * width + i, mask=there, other=0.0).to(tl.float32)
     for split in range(1, splits):
         total += tl.load(sums_ptr + (split * rows + row) * width + i, mask=there, other=0.0)
     if bias_ptr is not None:
@@ -83,6 +84,18 @@ def finish(
         sums, None if bias is None else bias.contiguous(), last, out, rows, width, sums.shape[0], stride,
         activation, activation in GATES, tile,
     )  # fmt: skip
+
+
+def finish_product(product: Tensor, bias: Tensor | None, activation: int, residual: Tensor | None) -> Tensor:
+    """What linear does with torch's product, whatever the number of its rows."""
+    *leading, width = product.shape
+    rows = product.shape[:-1].numel()
+    out = product.new_empty(*leading, width // 2 if activation in GATES else width)
+    if residual is not None and residual.ndim != 2:
+        residual = residual.contiguous()
+    programs, arguments = finish(product.view(1, rows, width), bias, activation, residual, out, rows, width)
+    launch(finish_kernel, (programs,), out.device, *arguments)
+    return out
 
 
 def row_stride(x: Tensor) -> int:
