@@ -18,7 +18,8 @@ namespace {
 constexpr int kTileKeys = 64;
 constexpr int kTileFloats = 256;  // of 16 rows of 64 bytes
 constexpr int kGroups = kTileKeys / kTileSide;
-constexpr int kStepWidth = 2 * kTilePairs;  // dimensions or keys that one product sums over
+constexpr int kStepWidth = 2 * kTilePairs;      // dimensions or keys that one product sums over
+constexpr int16_t kInfinite = int16_t(0xff00);  // a doubled word from which on it is not finite
 constexpr float kLog2e = 1.44269504088896341f;
 // A row's weights may exceed 1 by so much, as sums of four, before its reference rises.
 constexpr float kRoom = 256.f;
@@ -66,10 +67,42 @@ inline void turn_keys(const bf16* const* k, const bf16* const* next, int64_t at,
   }
 }
 
-// The words that are neither infinite nor NaN.
-HEXAD_INLINE __mmask32 finite(__m512i words) {
-  return _mm512_cmplt_epu16_mask(_mm512_add_epi16(words, words),
-                                 _mm512_set1_epi16(int16_t(0xff00)));
+// As pair_values; kWhole: all keys and whole steps of dimensions; kClean: infinities and NaN become
+// zero. Returns the largest doubled word by column.
+template <bool kWhole, bool kClean>
+__m512i pair_rows(const bf16* const* v, const bf16* const* next, int64_t at, int64_t dims, int from,
+                  int upto, float* to) {
+  alignas(64) static const uint16_t order[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                 37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = load<__m512i>(order);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i none = _mm512_set1_epi16(kInfinite);
+  const int64_t wide = 2 * steps_of(dims);
+  __m512i worst = _mm512_setzero_si512();
+  const auto row = [&](int j, int64_t d) {
+    const bool there = kWhole || (j >= from && j < upto);
+    const __m512i x =
+        kWhole ? _mm512_loadu_si512(v[j] + at + d) : load_32(v[j] + at + d, there ? dims - d : 0);
+    const __m512i twice = _mm512_add_epi16(x, x);
+    worst = _mm512_max_epu16(worst, twice);
+    return kClean ? _mm512_maskz_mov_epi16(_mm512_cmplt_epu16_mask(twice, none), x) : x;
+  };
+  const int first = kWhole ? 0 : from / kStepWidth * kStepWidth;
+  const int last = kWhole ? kTileKeys : int(steps_of(upto)) * kStepWidth;
+  for (int j = first; j < last; j += 2) {
+    float* tile = to + j / kStepWidth * wide * kTileFloats + j % kStepWidth / 2 * kTileSide;
+    for (int64_t d = 0; d < dims; d += kStepWidth, tile += 2 * kTileFloats) {
+      if (next) {
+        __builtin_prefetch(next[j] + at + d, 0, 2);
+        __builtin_prefetch(next[j + 1] + at + d, 0, 2);
+      }
+      const __m512i a = row(j, d), b = row(j + 1, d);
+      _mm512_store_si512(tile, _mm512_permutex2var_epi16(a, low, b));
+      _mm512_store_si512(tile + kTileFloats, _mm512_permutex2var_epi16(a, high, b));
+    }
+  }
+  return worst;
 }
 
 // Dimensions [at, at + dims) of values v[from .. upto) as right factors: tile step * 2 *
@@ -78,34 +111,12 @@ HEXAD_INLINE __mmask32 finite(__m512i words) {
 // are any.
 inline bool pair_values(const bf16* const* v, const bf16* const* next, int64_t at, int64_t dims,
                         int from, int upto, float* to) {
-  alignas(64) static const uint16_t order[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
-                                                 37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-                                                 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = load<__m512i>(order);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const int64_t wide = 2 * steps_of(dims);
-  __mmask32 all = ~__mmask32(0);
-  const auto row = [&](int j, int64_t d) {
-    if (j < from || j >= upto) return _mm512_setzero_si512();
-    const __m512i x = load_32(v[j] + at + d, dims - d);
-    const __mmask32 good = finite(x);
-    all &= good;
-    return _mm512_maskz_mov_epi16(good, x);
-  };
-  for (int j = from / kStepWidth * kStepWidth;
-       j < (upto + kStepWidth - 1) / kStepWidth * kStepWidth; j += 2)
-    for (int64_t d = 0; d < dims; d += kStepWidth) {
-      if (next) {
-        __builtin_prefetch(next[j] + at + d, 0, 2);
-        __builtin_prefetch(next[j + 1] + at + d, 0, 2);
-      }
-      const __m512i a = row(j, d), b = row(j + 1, d);
-      float* tile = to + (j / kStepWidth * wide + d / kTileSide) * kTileFloats +
-                    j % kStepWidth / 2 * kTileSide;
-      _mm512_store_si512(tile, _mm512_permutex2var_epi16(a, low, b));
-      _mm512_store_si512(tile + kTileFloats, _mm512_permutex2var_epi16(a, high, b));
-    }
-  return all != ~__mmask32(0);
+  const bool whole = from == 0 && upto == kTileKeys && dims % kStepWidth == 0;
+  const __m512i worst = whole ? pair_rows<true, false>(v, next, at, dims, from, upto, to)
+                              : pair_rows<false, false>(v, next, at, dims, from, upto, to);
+  if (!_mm512_cmpge_epu16_mask(worst, _mm512_set1_epi16(kInfinite))) return false;
+  pair_rows<false, true>(v, nullptr, at, dims, from, upto, to);
+  return true;
 }
 
 // 2^x, below 1.5e-7 off; what would be below the least subnormal is 0, 2^-inf too, 2^inf is inf.
@@ -144,10 +155,14 @@ struct Softmax {
   // Returns what earlier weights are to be multiplied by.
   template <bool kAll>
   HEXAD_INLINE float row(const float* s, uint64_t seen, float* m, float* sums, bf16* p) const {
-    __m512 w[kGroups];
-    __m512 t = weigh_all<kAll>(s, *m, seen, w);
+    __m512 w[kGroups], t;
     float fall = 1;
-    if (__builtin_expect(_mm512_cmp_ps_mask(t, _mm512_set1_ps(kRoom), _CMP_NLE_UQ) != 0, 0)) {
+    bool rises = *m == -__builtin_inff();
+    if (__builtin_expect(!rises, 1)) {
+      t = weigh_all<kAll>(s, *m, seen, w);
+      rises = _mm512_cmp_ps_mask(t, _mm512_set1_ps(kRoom), _CMP_NLE_UQ) != 0;
+    }
+    if (__builtin_expect(rises, 0)) {
       fall = rise(s, kAll ? ~uint64_t(0) : seen, m, sums);
       t = weigh_all<kAll>(s, *m == -__builtin_inff() ? 0.f : *m, seen, w);
     }
@@ -168,6 +183,7 @@ struct Softmax {
     const float before = *m, now = max_across(top);
     *m = now;
     if (now == before) return 1;
+    if (before == -__builtin_inff()) return 1;  // there are no sums yet
     alignas(64) float fall[kLanes];
     store(fall, (vf)exp2_falling(_mm512_set1_ps(before - now), __mmask16(-1)));
     store(sums, load(sums) * set1(fall[0]));
