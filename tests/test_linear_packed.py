@@ -89,6 +89,11 @@ def test_strided_inputs(every_isa, rows):
     assert torch.equal(linear(wide[:, 5:305], w, b), want)
     assert torch.equal(linear(wide[:, 5:305], pack(w), b), want)
     assert torch.equal(linear(x, high[:, 3:303], b), want)
+    # Rows 4 KB apart share sets of the cache, and are copied.
+    apart = torch.full((rows, 2048), float("nan")).bfloat16()
+    apart[:, :300] = x
+    assert torch.equal(linear(apart[:, :300], w, b), want)
+    assert torch.equal(linear(apart[:, :300], pack(w), b), want)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -209,7 +209,7 @@ struct Spread {
 //   pieces           what prepares a cut of all panels
 //   prepare(k, n, i) does piece i for the cut of n inputs at k
 // The next cut's panels are prepared, and the next rows asked for, beside a unit's products. x is
-// read where it lies: copies of it cost more than the cache's sets that its rows may share.
+// read where it lies, but for rows that would share few sets of the cache.
 template <bool kWhole, class Weights>
 void sum_many(const LinearArgs& a, const GroupOf<kManyPanels>& group, int64_t first, int64_t rows,
               Weights& weights) {
@@ -233,7 +233,15 @@ void sum_many(const LinearArgs& a, const GroupOf<kManyPanels>& group, int64_t fi
       const bf16* ahead =
           u + 1 < units ? x + kSquare * a.x_stride : x + cut - u * kSquare * a.x_stride;
       const int next_rows = u + 1 < units - 1 ? kSquare : rest_rows;
-      alignas(64) char tail[kSquare * 64];
+      int64_t stride = a.x_stride * 2, down = 16 * stride, along = 64;
+      alignas(64) char copy[kCutSteps * kSquare * 64], tail[kSquare * 64];
+      if (pairs > 1 && stride % 4096 == 0) {
+        for (int r = 0; r < height; ++r)
+          for (int64_t t = 0; t < whole; ++t)
+            _mm512_store_si512(copy + (t * kSquare + r) * 64,
+                               _mm512_loadu_si512(left + r * stride + t * 64));
+        left = copy, stride = 64, down = 1024, along = kSquare * 64;
+      }
       if (rest)
         for (int r = 0; r < height; ++r)
           _mm512_store_si512(tail + r * 64, load_inputs(x + r * a.x_stride + whole * kStep, rest));
@@ -248,7 +256,7 @@ void sum_many(const LinearArgs& a, const GroupOf<kManyPanels>& group, int64_t fi
           settle();
           begin_sums<R, C>(to, k == 0);
           for (int64_t t = 0; t < whole; ++t) {
-            multiply<R, C>(left + t * 64, a.x_stride * 2, a.x_stride * 32, w, t * 1024);
+            multiply<R, C>(left + t * along, stride, down, w, t * 1024);
             for (int r = begin; r < end; ++r)
               __builtin_prefetch(ahead + r * a.x_stride + t * kStep, 0, 2);
             prepared.step([&](int64_t i) { weights.prepare(k + cut, then, int(i)); });

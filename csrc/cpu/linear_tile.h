@@ -3,7 +3,8 @@
 // Order of sums, the same in every tile, for one row or many, packed or not: the inputs are cut
 // into blocks of 128 counted from input 0; a block's sum is one chain of fma from zero, and blocks
 // are added up in order. (Where bfloat16 meets bfloat16 on a machine with its dot product, a chain
-// takes 256 inputs, a pair at a step.) One chain over all inputs would lose accuracy.
+// takes 256 inputs, a pair at a step; on one with tiles linear_amx.h sums them.) One chain over all
+// inputs would lose accuracy.
 #pragma once
 
 #include <algorithm>
