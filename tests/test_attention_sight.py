@@ -106,3 +106,22 @@ def test_packed_sequences(dtype):
         one = (t.transpose(0, 1)[None] for t in (q[a:b], k[c:d], v[c:d]))
         want, want_lse = attention(*one, causal=True, return_lse=True)
         assert torch.equal(out[a:b], want[0].transpose(0, 1)) and torch.equal(lse[:, a:b], want_lse[0])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (40, 72), (160, 130)], ids=str)
+def test_scores_that_grow_and_fall_along_the_keys(dtype, dims):
+    """Later keys outweigh or vanish against all before them, by more than a float's exponent holds."""
+    q, k, v = inputs(dtype, rows=200, keys=700, dim=dims[0], value_dim=dims[1])
+    for sign in (1, -1):
+        slope = sign * torch.linspace(-1, 1, 700)[:, None] ** 3 * 300
+        grown = (k.float() * 0.2 + slope * torch.nn.functional.normalize(q.float().mean((1, 2)), dim=-1)).to(dtype)
+        tilted = (q.float() + q.float().mean((1, 2), keepdim=True) * 20).to(dtype)
+        for options in ({}, {"causal": True}, {"window": (90, 20)}):
+            got = attention(tilted, grown, v, return_lse=True, **options)
+            with hexad_kernels.backend("reference"):
+                base = attention(tilted, grown, v, return_lse=True, **options)
+                exact = attention(*(t.double() for t in (tilted, grown, v)), return_lse=True, **options)
+            for g, b, e, ulp in zip(got, base, exact, (torch.finfo(dtype).eps, 2.0**-23)):
+                bound = 2 * (b - e).abs().max() + ulp * e.abs().max()
+                assert (g - e).abs().max() <= bound

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/attend_tiles.h"
+#include "cpu/decode_few.h"
 #include "cpu/decode_rows.h"
 
 #if HEXAD_TILES
@@ -12,6 +13,7 @@ namespace {
 
 class TileRows {
   static constexpr int64_t kChunk = 128;  // dimensions of a tile of keys or values in scratch
+  static constexpr int kFew = 4;          // rows that the vectors are faster at
 
  public:
   TileRows(const Group<bf16, bf16>& group, int64_t begin, int64_t end)
@@ -40,9 +42,15 @@ class TileRows {
         for (int64_t d = 0; d < q_step_; d += kStepWidth)
           _mm512_store_si512(q_ + r * q_step_ + d, load_32(q + d, g_.head_dim - d));
       }
-      // Tiles 0 .. 4 have the queries' rows.
-      const Tiles tiles(0x1f, rows_);
-      walk(following);
+      if (rows_ <= kFew) {
+        const SubnormalsAreZero mode;
+        for (int64_t i = 0; i < rows_ * q_step_; i += kLanes) store(few_q_ + i, load(q_ + i));
+        walk(following);
+      } else {
+        // Tiles 0 .. 4 have the queries' rows.
+        const Tiles tiles(0x1f, rows_);
+        walk(following);
+      }
     }
     finish();
   }
@@ -69,6 +77,11 @@ class TileRows {
   }
 
   void scores(const Tile<bf16>& tile, const Tile<bf16>& next) {
+    if (rows_ <= kFew)
+      return with_rows(rows_, [&](auto count) {
+        constexpr int R = std::min<int>(decltype(count)::value, kFew);
+        score_few<R>(few_q_, q_step_, g_.head_dim, tile.k, next.k, tile.begin, tile.end, s_);
+      });
     constexpr int64_t kStride = kTile * sizeof(float);
     for (int64_t at = 0; at < g_.head_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.head_dim - at), steps = steps_of(dims);
@@ -132,6 +145,13 @@ class TileRows {
 
   // out_[row] += the weighted values.
   void values(const Tile<bf16>& tile, const Tile<bf16>& next) {
+    if (rows_ <= kFew) {
+      for (int i = 0; i < rows_ * kTile; i += kLanes) store(s_ + i, load(p_ + i));
+      return with_rows(rows_, [&](auto count) {
+        constexpr int R = std::min<int>(decltype(count)::value, kFew);
+        weigh_few<R>(s_, tile.v, next.v, g_.value_dim, tile.begin, tile.end, out_, o_step_);
+      });
+    }
     const int from = tile.begin / kStepWidth, upto = int(steps_of(tile.end));
     for (int64_t at = 0; at < g_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.value_dim - at), wide = 2 * steps_of(dims);
@@ -187,6 +207,7 @@ class TileRows {
   uint64_t seen_;
   Tile<bf16> tiles_[2];                       // the one at work and the next
   alignas(64) bf16 q_[kRowFloats];            // queries
+  alignas(64) float few_q_[kRowFloats];       // the same, if they are few
   alignas(64) float out_[kRowFloats];         // sums, not yet divided
   alignas(64) float s_[kTileSide * kTile];    // scores
   alignas(64) bf16 p_[kTileSide * kTile];     // weights
