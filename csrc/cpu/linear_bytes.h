@@ -185,6 +185,17 @@ void byte_tile(int rows, const ByteRows& x, const int32_t* w, int64_t step, int 
   }
 }
 
+// The scales of int8's outputs, at the head of each panel.
+inline void scale_rows(const Group& group, const int32_t* const* panel, int64_t rows, float* sums) {
+  for (int p = 0; p < group.panels; ++p) {
+    const vf scale = load(reinterpret_cast<const float*>(panel[p]));
+    for (int64_t r = 0; r < rows; ++r) {
+      float* sum = sums + r * kWidth + p * kPanel;
+      store(sum, load(sum) * scale);
+    }
+  }
+}
+
 // Sums of `rows` rows from row `first` of the workspace.
 template <class Form>
 void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int64_t rows,
@@ -212,14 +223,7 @@ void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int
       r += height;
     }
   }
-  if (Form::kHeader)
-    for (int p = 0; p < group.panels; ++p) {
-      const vf scale = load(reinterpret_cast<const float*>(panel[p]));
-      for (int64_t r = 0; r < rows; ++r) {
-        float* sum = sums + r * kWidth + p * kPanel;
-        store(sum, load(sum) * scale);
-      }
-    }
+  if (Form::kHeader) scale_rows(group, panel, rows, sums);
 }
 
 }  // namespace

@@ -100,13 +100,7 @@ void sum_many_bytes(const LinearPackedArgs& a, const Group& group, int64_t first
       sum_byte_tiles(height, group.panels, int(end - g), g == 0, x, scales, w, sums + r * kWidth);
     }
   }
-  for (int p = 0; p < group.panels; ++p) {
-    const vf scale = load(reinterpret_cast<const float*>(panel[p]));
-    for (int64_t r = 0; r < rows; ++r) {
-      float* sum = sums + r * kWidth + p * kPanel;
-      store(sum, load(sum) * scale);
-    }
-  }
+  scale_rows(group, panel, rows, sums);
 }
 
 }  // namespace
