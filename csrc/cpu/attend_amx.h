@@ -102,7 +102,7 @@ class TileBlock {
       special[t] = pair_values(at.v, nullptr, 0, job_.value_dim, sees.from, sees.upto,
                                v_ + t * parts * kStepFloats);
     }
-    tiles_see_memory();
+    settle();
     for (int s = 0; s * kStrip < sight_.rows; ++s) {
       Due due{s, 0, 0};
       for (int t = 0; t < count; ++t) {
@@ -157,7 +157,7 @@ class TileBlock {
         take_queries(at, std::min(kDims, job_.head_dim - at));
       const int64_t dims = std::min(kWideChunk, job_.head_dim - at);
       turn_keys(lists.k, nullptr, at, dims, tile.from, tile.upto, k_);
-      tiles_see_memory();
+      settle();
       each_strip([&](int s, float* scores, bf16*) {
         add_scores(tile.strips[s], s, at % kDims, steps_of(dims), k_, scores, at > 0);
       });
@@ -166,7 +166,7 @@ class TileBlock {
     for (int64_t at = 0; at < job_.value_dim; at += kWideChunk) {
       const int64_t dims = std::min(kWideChunk, job_.value_dim - at);
       const bool special = pair_values(lists.v, nullptr, at, dims, tile.from, tile.upto, v_);
-      tiles_see_memory();
+      settle();
       each_strip([&](int s, float*, bf16* p) {
         const bf16* halves[] = {p, p + kStepWidth};
         const float* values[] = {v_, v_ + 2 * steps_of(dims) * kTileFloats};
@@ -279,7 +279,7 @@ class TileBlock {
   void soften(int t, int strip, float* s, bf16* p, const Before& before) {
     const bool plain = sight_.tiles[t].strips[strip].plain;
     plain ? soften<true>(t, strip, s, p, before) : soften<false>(t, strip, s, p, before);
-    tiles_see_memory();
+    settle();
   }
 
   template <bool kPlain, class Before>

@@ -24,11 +24,6 @@ constexpr float kLog2e = 1.44269504088896341f;
 // A row's weights may exceed 1 by so much, as sums of four, before its reference rises.
 constexpr float kRoom = 256.f;
 
-// Tiles are read and written behind the compiler's back.
-HEXAD_INLINE void tiles_see_memory() {
-  asm volatile("" ::: "memory");
-}
-
 HEXAD_INLINE int64_t steps_of(int64_t n) {
   return (n + kStepWidth - 1) / kStepWidth;
 }

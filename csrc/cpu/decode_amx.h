@@ -86,7 +86,7 @@ class TileRows {
     for (int64_t at = 0; at < g_.head_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.head_dim - at), steps = steps_of(dims);
       turn_keys(tile.k, next.k, at, dims, tile.begin, tile.end, kv_);
-      tiles_see_memory();
+      settle();
       if (at) {
         _tile_loadd(0, s_, kStride);
         _tile_loadd(1, s_ + kTileSide, kStride);
@@ -130,7 +130,7 @@ class TileRows {
       float* out = out_ + r * o_step_;
       for (int64_t d = 0; d < o_step_; d += kLanes) store(out + d, load(out + d) * set1(fall));
     }
-    tiles_see_memory();
+    settle();
   }
 
   void adjust(const Tile<bf16>& tile, int r, float* s) const {
@@ -156,7 +156,7 @@ class TileRows {
     for (int64_t at = 0; at < g_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.value_dim - at), wide = 2 * steps_of(dims);
       const bool special = pair_values(tile.v, next.v, at, dims, tile.begin, tile.end, kv_);
-      tiles_see_memory();
+      settle();
       for (int64_t n = 0; n < wide; n += 2) {
         float* out = out_ + at + n * kTileSide;
         const int64_t stride = o_step_ * sizeof(float);
