@@ -16,19 +16,6 @@ namespace {
 constexpr int kBlock = kMaskedConvBlock;
 
 template <class T>
-struct StepOf {
-  using type = Multiply;
-};
-#if HEXAD_PAIRS
-template <>
-struct StepOf<bf16> {
-  using type = MultiplyPairs;
-};
-#endif
-template <class T>
-using Step = typename StepOf<T>::type;
-
-template <class T>
 HEXAD_INLINE int64_t words_seen(const MaskedConvArgs& a) {
   return words_of<Step<T>>(a.inputs * a.taps);
 }

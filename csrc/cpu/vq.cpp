@@ -14,19 +14,6 @@ constexpr int kGroup = 4 * kLanes;  // entries that share a lane's largest produ
 constexpr int64_t kMostRows = 768;  // rows that go through the codebook together
 constexpr int kMostParts = 16;
 
-template <class T>
-struct StepOf {
-  using type = Multiply;
-};
-#if HEXAD_PAIRS
-template <>
-struct StepOf<bf16> {
-  using type = MultiplyPairs;
-};
-#endif
-template <class T>
-using Step = typename StepOf<T>::type;
-
 struct Best {
   float distance;
   int64_t index;  // -1 - entry where a distance is NaN

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "cpu/pairs.h"
+#include "cpu/amx.h"
 #include "cpu/vec.h"
 
 namespace hexad {
@@ -45,6 +45,21 @@ struct MultiplyPairs {
   }
 };
 #endif
+
+// What multiplies numbers of type T. Processors with tiles take longer over a pair than over two
+// fma.
+template <class T>
+struct StepOf {
+  using type = Multiply;
+};
+#if HEXAD_PAIRS && !HEXAD_TILES
+template <>
+struct StepOf<bf16> {
+  using type = MultiplyPairs;
+};
+#endif
+template <class T>
+using Step = typename StepOf<T>::type;
 
 template <class Step>
 HEXAD_INLINE int64_t words_of(int64_t elements) {
