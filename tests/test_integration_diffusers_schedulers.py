@@ -110,7 +110,9 @@ TCD = [(1, 29.8715), (10, 181.2040)]
 def test_published_sums(kind, options, steps, start, published):
     scheduler = hexad.accelerate(kind(**options))
     assert hd.report(scheduler).replaced
-    assert abs(loop(scheduler, steps, start).abs().sum().item() - published) < max(1e-2, 2e-7 * published)
+    # The host allows 1e-2, which a sum near 0 would keep whatever it is.
+    allowed = max(1e-2, 2e-7 * published) if published > 0.1 else 1e-3
+    assert abs(loop(scheduler, steps, start).abs().sum().item() - published) < allowed
 
 
 def test_ddpm_from_noise_is_nearer_to_the_exact_sum_than_the_published_one():
