@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     report: dict[str, Any] = {"dry_run": dry, "quick": quick, "build": [], "tests": [], "rows": []}
     ran: list[Ran] = []
     if not asked.no_build:
-        chip = None if dry else gpu_tests.architecture(torch.cuda.get_device_capability())
+        chip = None if dry else gpu_tests.chip(torch.cuda.get_device_capability())
         ran += gpu_tests.build(chip, 0.6 * (end - time.monotonic()))
         report["build"] = [r.as_dict() for r in ran]
         if not ran[-1].passed:

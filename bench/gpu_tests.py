@@ -58,13 +58,13 @@ def pytest(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
 
 
-def build(architecture: str | None, seconds: float) -> list[Ran]:
+def build(chip: str | None, seconds: float) -> list[Ran]:
     """CMake as setup.py runs it, without setuptools. For a chip only that one, in a folder of its own: a choice made
     here must not stay in the build that `make` keeps. None: that build, as it is configured."""
-    where = str(ROOT / "build" / ("gpu" if architecture else "native"))
+    where = str(ROOT / "build" / ("gpu" if chip else "native"))
     configure = ["cmake", "-S", str(ROOT), "-B", where, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-    if architecture:
-        configure += ["-DHEXAD_CUDA=ON", f"-DHEXAD_CUDA_ARCHITECTURES={architecture}"]
+    if chip:
+        configure += ["-DHEXAD_CUDA=ON", f"-DHEXAD_CUDA_CHIPS={chip}"]
     until, done = time.monotonic() + seconds, []
     for name, command in (
         ("configure", configure),
@@ -77,10 +77,10 @@ def build(architecture: str | None, seconds: float) -> list[Ran]:
     return done
 
 
-def architecture(capability: tuple[int, int]) -> str:
-    """CMake's name of a chip; Hopper's and Blackwell's matrix instructions need the "a"."""
+def chip(capability: tuple[int, int]) -> str:
+    """nvcc's name of a chip; Hopper's and Blackwell's matrix instructions need the "a"."""
     major, minor = capability
-    return f"{major}{minor}{'a' if major >= 9 else ''}-real"
+    return f"{major}{minor}{'a' if major >= 9 else ''}"
 
 
 def with_kernels(backend: str) -> list[str]:

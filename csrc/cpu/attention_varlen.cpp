@@ -4,6 +4,7 @@
 
 #include "cpu/attend_block.h"
 #include "cpu/parallel.h"
+#include "cpu/plain.h"
 
 namespace hexad {
 namespace {
@@ -59,7 +60,11 @@ void run(const AttentionVarlenArgs& a) {
 namespace HEXAD_ISA {
 
 void attention_varlen(const AttentionVarlenArgs& a) {
+#if HEXAD_SHARES
+  a.bf16 ? run<bf16>(a) : HEXAD_PLAIN::attention_varlen(a);
+#else
   a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
+#endif
 }
 
 }  // namespace HEXAD_ISA

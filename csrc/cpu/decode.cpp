@@ -5,6 +5,7 @@
 #include "cpu/decode_amx.h"
 #include "cpu/decode_rows.h"
 #include "cpu/parallel.h"
+#include "cpu/plain.h"
 
 namespace hexad {
 namespace {
@@ -121,10 +122,14 @@ void run(const DecodeArgs& a) {
 namespace HEXAD_ISA {
 
 void decode(const DecodeArgs& a) {
+#if HEXAD_SHARES
+  a.bf16 && !a.int8 ? run<bf16, bf16>(a) : HEXAD_PLAIN::decode(a);
+#else
   if (a.int8)
     a.bf16 ? run<bf16, int8_t>(a) : run<float, int8_t>(a);
   else
     a.bf16 ? run<bf16, bf16>(a) : run<float, float>(a);
+#endif
 }
 
 }  // namespace HEXAD_ISA
