@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles a module when it is first imported: most of the hosts' never are.
+PIP := $(BIN)/pip install --quiet --no-compile
 
 .PHONY: demo test bench bench-embed bench-peers lint gpu build clean
 
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet torch==2.13.0 triton==3.7.1
-	$(BIN)/pip install --quiet "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0 triton==3.7.1 "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[dev]"
 	touch $@
 
 build: $(VENV)/ready
@@ -34,7 +35,7 @@ bench-embed: build
 
 bench-peers: build
 	mkdir -p out/bench
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation -e ".[dev,peers]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[dev,peers]"
 	$(BIN)/python -m pytest bench/bench_peers.py bench/bench_peers_text.py --timeout=0 --benchmark-json=out/bench/peers.json
 	$(BIN)/python -m bench.report out/bench/peers.json
 

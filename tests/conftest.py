@@ -76,14 +76,25 @@ def _chosen(item, op, small):
     return (not op or params.get("name") == op) and (not small or getattr(params.get("case"), "small", False))
 
 
+def _of_a_backend(config):
+    """Whether this process interprets or emulates: it runs only the tests made for that, which ask for backend_name."""
+    return config.getoption("--backend") != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Importing every host only to deselect its tests would take longer than many an op's tests."""
+    test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if test and _of_a_backend(config) and "backend_name" not in collection_path.read_text() else None
+
+
 def pytest_collection_modifyitems(config, items):
-    """A process that interprets or emulates runs only the tests made for it; --op and --small choose among those."""
+    """--op and --small choose among the tests of a backend."""
     op, small = config.getoption("--op"), config.getoption("--small")
     if op or small:
         chosen = [item for item in items if _chosen(item, op, small)]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
-    if config.getoption("--backend") == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if not _of_a_backend(config):
         return
     keep = [item for item in items if "backend_name" in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in keep])
