@@ -21,9 +21,9 @@ demo: build
 	$(BIN)/python -m hexad demo
 
 test: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --backend triton-interpreted
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --backend cuda-emulated
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests --backend triton-interpreted
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests --backend cuda-emulated
 
 bench: build
 	mkdir -p out/bench
