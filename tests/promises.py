@@ -64,13 +64,13 @@ def accurate(name: str, call: Call, call64: Call) -> None:
         assert excess <= 1, f"output {i}: error is {excess:.2f} of what is allowed ({(g - e).abs().max():.2e})"
 
 
-def deterministic(name: str, call: Call) -> None:
-    """The same bits from run to run and for one or two threads."""
+def deterministic(name: str, call: Call, counts: tuple[int, ...] = (1, 2, 3)) -> None:
+    """The same bits from run to run and for any of these numbers of threads."""
     first = invoke(name, fresh(call))
     same_bits(first, invoke(name, fresh(call)), "second run")
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 3):
+        for count in counts:
             torch.set_num_threads(count)
             same_bits(first, invoke(name, fresh(call)), f"{count} threads")
     finally:
