@@ -4,18 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles a module when it is first imported: most of the hosts' never are.
 PIP := $(BIN)/pip install --quiet --no-compile
+NATIVE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 
 .PHONY: demo test bench bench-embed bench-peers lint gpu build clean
 
+# The native library needs neither torch nor the hosts: it builds while pip fetches the largest of them.
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) torch==2.13.0 triton==3.7.1 "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
+	$(PIP) "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
+	$(NATIVE) & native=$$!; $(PIP) torch==2.13.0 triton==3.7.1 || { kill $$native; exit 1; }; wait $$native
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[dev]"
 	touch $@
 
 build: $(VENV)/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	$(NATIVE)
 
 demo: build
 	$(BIN)/python -m hexad demo
