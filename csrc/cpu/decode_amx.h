@@ -68,24 +68,26 @@ class TileRows {
         next->locate(g_.cache, base, g_.lo, g_.hi);
         touch_pages(g_.cache, base + kTile, std::min(base + 2 * kTile, g_.hi));
       } else if (!following(*next)) {
-        next = &tiles_[here];  // nothing to prefetch
+        next = nullptr;
       }
-      scores(tile, *next);
+      Ahead ahead = next ? next->ahead(g_.head_dim, g_.value_dim) : Ahead();
+      scores(tile, ahead);
       soften(tile);
-      values(tile, *next);
+      values(tile, ahead);
+      ahead.rest();
     }
   }
 
-  void scores(const Tile<bf16>& tile, const Tile<bf16>& next) {
+  void scores(const Tile<bf16>& tile, Ahead& next) {
     if (rows_ <= kFew)
       return with_rows(rows_, [&](auto count) {
         constexpr int R = std::min<int>(decltype(count)::value, kFew);
-        score_few<R>(few_q_, q_step_, g_.head_dim, tile.k, next.k, tile.begin, tile.end, s_);
+        score_few<R>(few_q_, q_step_, g_.head_dim, tile.k, next, tile.begin, tile.end, s_);
       });
     constexpr int64_t kStride = kTile * sizeof(float);
     for (int64_t at = 0; at < g_.head_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.head_dim - at), steps = steps_of(dims);
-      turn_keys(tile.k, next.k, at, dims, tile.begin, tile.end, kv_);
+      turn_keys(tile.k, &next, at, dims, tile.begin, tile.end, kv_);
       settle();
       if (at) {
         _tile_loadd(0, s_, kStride);
@@ -144,18 +146,18 @@ class TileRows {
   }
 
   // out_[row] += the weighted values.
-  void values(const Tile<bf16>& tile, const Tile<bf16>& next) {
+  void values(const Tile<bf16>& tile, Ahead& next) {
     if (rows_ <= kFew) {
       for (int i = 0; i < rows_ * kTile; i += kLanes) store(s_ + i, load(p_ + i));
       return with_rows(rows_, [&](auto count) {
         constexpr int R = std::min<int>(decltype(count)::value, kFew);
-        weigh_few<R>(s_, tile.v, next.v, g_.value_dim, tile.begin, tile.end, out_, o_step_);
+        weigh_few<R>(s_, tile.v, next, g_.value_dim, tile.begin, tile.end, out_, o_step_);
       });
     }
     const int from = tile.begin / kStepWidth, upto = int(steps_of(tile.end));
     for (int64_t at = 0; at < g_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.value_dim - at), wide = 2 * steps_of(dims);
-      const bool special = pair_values(tile.v, next.v, at, dims, tile.begin, tile.end, kv_);
+      const bool special = pair_values(tile.v, &next, at, dims, tile.begin, tile.end, kv_);
       settle();
       for (int64_t n = 0; n < wide; n += 2) {
         float* out = out_ + at + n * kTileSide;
