@@ -13,6 +13,8 @@ namespace {
 // more lines are under way than it would ask for in one stream, or in jumps from row to row.
 class Ahead {
  public:
+  static constexpr int64_t kLine = 64, kStep = 4 * kLine;
+
   Ahead() = default;
   template <class T>
   Ahead(const T* const* k, const T* const* v, int rows, int64_t k_elements, int64_t v_elements)
@@ -25,16 +27,17 @@ class Ahead {
 
   // As much as `bytes` of work beside it read.
   HEXAD_INLINE void ask(int64_t bytes) {
-    for (due_ += bytes; due_ >= kStep; due_ -= kStep)
-      if (row_ < half_) step();
+    for (due_ += bytes; due_ >= kStep; due_ -= kStep) next();
   }
-  void rest() {
+  // As much as kStep bytes of work beside it read.
+  HEXAD_INLINE void next() {
+    if (row_ < half_) step();
+  }
+  HEXAD_INLINE void rest() {
     while (row_ < half_) step();
   }
 
  private:
-  static constexpr int64_t kLine = 64, kStep = 4 * kLine;
-
   HEXAD_INLINE void step() {
     if (at_ < k_size_) {
       __builtin_prefetch(k_[row_] + at_, 0, 2);

@@ -62,8 +62,8 @@ inline void turn_keys(const bf16* const* k, Ahead* next, int64_t at, int64_t dim
 }
 
 // As pair_values; kWhole: all keys and whole steps of dimensions; kClean: infinities and NaN become
-// zero. Returns the largest doubled word by column.
-template <bool kWhole, bool kClean>
+// zero. Returns the largest doubled word by column, if kCheck.
+template <bool kWhole, bool kClean, bool kCheck = true>
 __m512i pair_rows(const bf16* const* v, Ahead* next, int64_t at, int64_t dims, int from, int upto,
                   float* to) {
   alignas(64) static const uint16_t order[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
@@ -78,6 +78,7 @@ __m512i pair_rows(const bf16* const* v, Ahead* next, int64_t at, int64_t dims, i
     const bool there = kWhole || (j >= from && j < upto);
     const __m512i x =
         kWhole ? _mm512_loadu_si512(v[j] + at + d) : load_32(v[j] + at + d, there ? dims - d : 0);
+    if (!kCheck) return x;
     const __m512i twice = _mm512_add_epi16(x, x);
     worst = _mm512_max_epu16(worst, twice);
     return kClean ? _mm512_maskz_mov_epi16(_mm512_cmplt_epu16_mask(twice, none), x) : x;

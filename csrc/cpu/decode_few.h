@@ -49,7 +49,7 @@ void score_few(const float* q, int64_t q_step, int64_t dims, const bf16* const* 
 #pragma GCC unroll 16
       for (int i = 0; i < kTilePairs; ++i) {
         const reg x = even_half(square[i]), y = odd_half(square[i]);
-        next.ask(64);
+        if (i % 4 == 3) next.next();
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           even[r] = fma(set1_reg(q[r * q_step + d + 2 * i]), x, even[r]);

@@ -64,6 +64,8 @@ struct Tile {
   int64_t base;    // the key that the tile counts from
   int begin, end;  // keys that the rows see
   const C *k[kTile], *v[kTile];
+  int64_t k_step;     // elements between keys of a run
+  unsigned straight;  // bit g: keys 16 g .. 16 g + 15 are there, at that step
   alignas(64) float k_scale[kTile], v_scale[kTile];
 
   void locate(const Cache<C>& cache, int64_t at, int64_t lo, int64_t hi) {
@@ -72,6 +74,12 @@ struct Tile {
     end = int(std::clamp<int64_t>(hi - at, 0, kTile));
     cut(cache);
     find(cache.k, k), find(cache.v, v);
+    k_step = cache.k.slot;
+    straight = 0;
+    for (int r = 0; r < count_; ++r)
+      for (int g = (runs_[r].at + kLanes - 1) / kLanes;
+           (g + 1) * kLanes <= runs_[r].at + runs_[r].n; ++g)
+        straight |= 1u << g;
     // The scales are copied when they are needed: waiting for memory here would stop the tile
     // before.
     if constexpr (std::is_same<C, int8_t>::value) touch(cache.k_scale), touch(cache.v_scale);
@@ -253,7 +261,7 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, A
 #pragma GCC unroll 16
     for (int i = 0; i < kRegLanes; ++i) {
       add_unit<R, C>(square[i], q + d + i * U, q_step, U, s);
-      next.ask(sizeof(reg));
+      if ((i + 1) * sizeof(reg) % Ahead::kStep == 0) next.next();
       if ((i + 1) * U % kChain == 0 || i + 1 == kRegLanes) keep(d + (i + 1) * U);
     }
   }

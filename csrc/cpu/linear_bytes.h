@@ -76,13 +76,14 @@ constexpr int kByteRegs = kPanel / kRegLanes;
 // in their own panels.
 struct NextPanels {
   const int32_t* of[4];
-  int64_t asked = 0;
+  uint64_t asked = 0;  // lines
 
   HEXAD_INLINE void ask() {
-    const int32_t* const* two = of + asked % 2 * 2;
-    __builtin_prefetch(two[0] + asked / 2 * 16, 0, 2);
-    __builtin_prefetch(two[1] + asked / 2 * 16, 0, 2);
-    ++asked;
+    const int32_t* const* two = of + (asked & 2);
+    const uint64_t at = (asked & ~uint64_t(3)) * 4;
+    __builtin_prefetch(two[0] + at, 0, 2);
+    __builtin_prefetch(two[1] + at, 0, 2);
+    asked += 2;
   }
 };
 
