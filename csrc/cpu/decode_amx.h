@@ -13,7 +13,7 @@ namespace {
 
 class TileRows {
   static constexpr int64_t kChunk = 128;   // dimensions of a tile of keys or values in scratch
-  static constexpr int kFew = 2;           // rows that the vectors are faster at
+  static constexpr int kFew = 4;         // rows that the vectors are faster at
   static constexpr int64_t kTurned = 512;  // dimensions of turned queries
 
  public:
@@ -48,8 +48,8 @@ class TileRows {
         for (int64_t i = 0; i < rows_ * q_step_; i += kLanes) store(few_q_ + i, load(q_ + i));
         walk(following);
       } else {
-        // Tiles 0 .. 2 have the queries' rows.
-        const Tiles tiles(0x7, rows_);
+        // Tiles 0 and 1 have the queries' rows.
+        const Tiles tiles(0x3, rows_);
         turn_queries(0);
         walk(following);
       }
@@ -73,6 +73,8 @@ class TileRows {
         next = nullptr;
       }
       Ahead ahead = next ? next->ahead(g_.head_dim, g_.value_dim) : Ahead();
+      // What is stored for a tile to load takes its time: values are paired well before their use.
+      if (early()) pair<false>(tile, &ahead, 0);
       scores(tile, ahead);
       soften(tile);
       values(tile, ahead);
@@ -87,32 +89,39 @@ class TileRows {
         score_few<R>(few_q_, q_step_, g_.head_dim, tile.k, next, tile.begin, tile.end, s_);
       });
     // A row of these products is a key, where it lies, and a column a query: the bits are the same.
-    for (int g = tile.begin / kTileSide; g * kTileSide < tile.end; g += 2) {
-      const bool two = (g + 1) * kTileSide < tile.end;
-      _tile_zero(3);
-      _tile_zero(4);
-      for (int64_t at = 0; at < g_.head_dim; at += kTurned) {
-        const int64_t dims = std::min(kTurned, g_.head_dim - at);
-        if (g_.head_dim > kTurned) turn_queries(at);
-        const Rows16 a = rows_of(tile, g, at, dims, kv_);
-        const Rows16 b = two ? rows_of(tile, g + 1, at, dims, kv_ + kTurned * kTileSide / 2) : a;
-        settle();
-        for (int64_t i = 0; i < steps_of(dims); ++i) {
-          _tile_loadd(7, turned_ + i * kTileFloats, 64);
-          _tile_loadd(5, a.p + i * kStepWidth, a.step);
-          _tile_dpbf16ps(3, 5, 7);
-          _tile_loadd(6, b.p + i * kStepWidth, b.step);
-          _tile_dpbf16ps(4, 6, 7);
-          next.ask(2 * kTileSide * 64);
-        }
-      }
-      alignas(64) float products[2][kTileFloats];
-      _tile_stored(3, products[0], 64);
-      _tile_stored(4, products[1], 64);
+    const int first = tile.begin / kTileSide, last = (tile.end - 1) / kTileSide;
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int64_t at = 0; at < g_.head_dim; at += kTurned) {
+      const int64_t dims = std::min(kTurned, g_.head_dim - at);
+      if (g_.head_dim > kTurned) turn_queries(at);
+      Rows16 k[kGroups];
+      for (int g = 0; g < kGroups; ++g)
+        k[g] = rows_of(tile, std::clamp(g, first, last), at, dims, k_ + g * kTurned * kTileSide);
       settle();
-      turn_scores(products[0], g);
-      if (two) turn_scores(products[1], g + 1);
+      for (int64_t i = 0; i < steps_of(dims); ++i) {
+        _tile_loadd(7, turned_ + i * kTileFloats, 64);
+        _tile_loadd(6, k[0].p + i * kStepWidth, k[0].step);
+        _tile_dpbf16ps(2, 6, 7);
+        next.ask(2 * kTileSide * 64);
+        _tile_loadd(6, k[1].p + i * kStepWidth, k[1].step);
+        _tile_dpbf16ps(3, 6, 7);
+        _tile_loadd(6, k[2].p + i * kStepWidth, k[2].step);
+        _tile_dpbf16ps(4, 6, 7);
+        next.ask(2 * kTileSide * 64);
+        _tile_loadd(6, k[3].p + i * kStepWidth, k[3].step);
+        _tile_dpbf16ps(5, 6, 7);
+      }
     }
+    alignas(64) float products[kGroups][kTileFloats];
+    _tile_stored(2, products[0], 64);
+    _tile_stored(3, products[1], 64);
+    _tile_stored(4, products[2], 64);
+    _tile_stored(5, products[3], 64);
+    settle();
+    for (int g = first; g <= last; ++g) turn_scores(products[g], g);
   }
 
   // Dimensions [at, at + kTurned) of the queries as right factors, a tile for each step.
@@ -135,11 +144,10 @@ class TileRows {
   };
 
   // Group g of the tile: where it lies, or copied, with zeros where a row ends within a step.
-  static Rows16 rows_of(const Tile<bf16>& tile, int g, int64_t at, int64_t dims, float* room) {
+  static Rows16 rows_of(const Tile<bf16>& tile, int g, int64_t at, int64_t dims, bf16* to) {
     const bf16* const* k = tile.k + g * kTileSide;
     if (tile.straight >> g & 1 && dims % kStepWidth == 0)
       return {k[0] + at, tile.k_step * int64_t(sizeof(bf16))};
-    bf16* to = reinterpret_cast<bf16*>(room);
     const int64_t step = steps_of(dims) * kStepWidth;
     for (int r = 0; r < kTileSide; ++r)
       for (int64_t d = 0; d < dims; d += kStepWidth)
@@ -199,40 +207,44 @@ class TileRows {
     out_ = to;
   }
 
+  // Whether all dimensions of the values are paired before the scores.
+  bool early() const { return rows_ > kFew && g_.value_dim <= kChunk; }
+
+  // Dimensions [at, at + kChunk) of the values as right factors; kClean: as pair_values does.
+  template <bool kClean>
+  bool pair(const Tile<bf16>& tile, Ahead* next, int64_t at) {
+    const int64_t dims = std::min(kChunk, g_.value_dim - at);
+    if (kClean) return pair_values(tile.v, next, at, dims, tile.begin, tile.end, v_);
+    if (tile.begin == 0 && tile.end == kTile && dims % kStepWidth == 0)
+      pair_rows<true, false, false>(tile.v, next, at, dims, 0, kTile, v_);
+    else
+      pair_rows<false, false, false>(tile.v, next, at, dims, tile.begin, tile.end, v_);
+    return false;
+  }
+
   // to[row] = out_[row] + the weighted values; false if a sum is not finite. kClean: what is not
   // finite among the values is added by itself.
   template <bool kClean>
   bool add_values(const Tile<bf16>& tile, Ahead& next, float* to) {
     const int from = tile.begin / kStepWidth, upto = int(steps_of(tile.end));
-    __mmask16 wrong = 0;
     for (int64_t at = 0; at < g_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, g_.value_dim - at), wide = 2 * steps_of(dims);
-      bool special = false;
-      if (kClean)
-        special = pair_values(tile.v, &next, at, dims, tile.begin, tile.end, kv_);
-      else if (tile.begin == 0 && tile.end == kTile && dims % kStepWidth == 0)
-        pair_rows<true, false, false>(tile.v, &next, at, dims, 0, kTile, kv_);
-      else
-        pair_rows<false, false, false>(tile.v, &next, at, dims, tile.begin, tile.end, kv_);
+      const bool special = (kClean || !early()) && pair<kClean>(tile, &next, at);
       settle();
-      for (int64_t n = 0; n < wide; n += 2) {
+      for (int64_t n = 0; n < wide; ++n) {
         const int64_t column = at + n * kTileSide, stride = o_step_ * sizeof(float);
         _tile_loadd(0, out_ + column, stride);
-        _tile_loadd(1, out_ + column + kTileSide, stride);
         for (int i = from; i < upto; ++i) {
-          const float* v = kv_ + (i * wide + n) * kTileFloats;
-          _tile_loadd(2, p_ + i * kStepWidth, kTile * sizeof(bf16));
-          _tile_loadd(5, v, 64);
-          _tile_dpbf16ps(0, 2, 5);
-          _tile_loadd(6, v + kTileFloats, 64);
-          _tile_dpbf16ps(1, 2, 6);
+          _tile_loadd(1, p_ + i * kStepWidth, kTile * sizeof(bf16));
+          _tile_loadd(7, v_ + (i * wide + n) * kTileFloats, 64);
+          _tile_dpbf16ps(0, 1, 7);
         }
         _tile_stored(0, to + column, stride);
-        _tile_stored(1, to + column + kTileSide, stride);
       }
       settle();
       if (special) add_special(tile, at, dims, to);
     }
+    __mmask16 wrong = 0;
     for (int64_t i = 0; !kClean && i < rows_ * o_step_; i += kLanes)
       wrong |= _mm512_fpclass_ps_mask(_mm512_load_ps(to + i), 0x99);  // NaN or infinity
     return !wrong;
@@ -274,7 +286,8 @@ class TileRows {
   float* out_ = sums_of_[0];                           // those of the tiles so far
   alignas(64) float s_[kTileSide * kTile];             // scores
   alignas(64) bf16 p_[kTileSide * kTile];              // weights
-  alignas(64) float kv_[kTurned * kTileSide];          // keys, copied, or values, paired
+  alignas(64) bf16 k_[kGroups * kTurned * kTileSide];  // keys that don't lie evenly
+  alignas(64) float v_[kTile / 2 * kChunk];            // values, paired
   alignas(64) float turned_[kTurned / 2 * kTileSide];  // queries as right factors
   alignas(64) float best_[kTileSide], sums_[kTileSide * kLanes];
 };

@@ -70,10 +70,11 @@ void to_bytes(const T* x, int64_t n, int64_t groups, int32_t* row) {
 constexpr int kByteTall = kRegLanes == 16 ? 8 : 4;
 constexpr int kByteRegs = kPanel / kRegLanes;
 
-// What tiles ask the memory for beside their work. Those of two panels ask for the four panels of
-// the next item, two lines at a time by turns: the processor runs ahead of each stream that goes up
-// by so many lines, and two streams would leave the memory waiting. Others ask for what lies ahead
-// in their own panels.
+// What tiles ask the memory for beside their work. Those of two int8 panels ask for the four panels
+// of the next item, two lines at a time by turns: the processor runs ahead of each stream that goes
+// up by so many lines, and two streams would leave the memory waiting. Others ask for what lies
+// ahead in their own panels: int4 with many rows is bound by instructions, and slower the first
+// way.
 struct NextPanels {
   const int32_t* of[4];
   uint64_t asked = 0;  // lines
@@ -98,6 +99,7 @@ HEXAD_INLINE void fetch_bytes(NextPanels* next, const int32_t* w, int64_t step) 
 // 8 bits: after 16 scales, words of four inputs, 128 added to each. The scales multiply at the end.
 struct Int8 {
   static constexpr int kGroup = 64, kOffset = 128, kHeader = kPanel;
+  static constexpr bool kNext = true;
   static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 6 ? 4 : 2; }
 
   template <int R, int C>
@@ -139,11 +141,12 @@ struct Int8 {
 // half), then words of eight inputs, input j of the first four in the low half of byte j.
 struct Int4 {
   static constexpr int kGroup = 32, kOffset = 8, kHeader = 0;
+  static constexpr bool kNext = false;
   static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 4 ? 4 : 2; }
 
   template <int R, int C>
   static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
-                   int64_t, NextPanels* next, float* sums) {
+                   int64_t, NextPanels*, float* sums) {
     constexpr int N = C * kByteRegs;
     w += begin * 5 * kPanel;
     for (int64_t g = begin; g < end; ++g, w += 5 * kPanel) {
@@ -156,7 +159,7 @@ struct Int4 {
 #pragma GCC unroll 1
       for (int j = 1; j <= 4; ++j) {
         ireg low[N], high[N];
-        fetch_bytes<C>(next, w + j * kPanel, step);
+        fetch_bytes<C>(nullptr, w + j * kPanel, step);
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
           const int32_t* at = w + c / kByteRegs * step + j * kPanel + c % kByteRegs * kRegLanes;
@@ -173,7 +176,7 @@ struct Int4 {
           }
         }
       }
-      fetch_bytes<C>(next, w, step);
+      fetch_bytes<C>(nullptr, w, step);
 #pragma GCC unroll 8
       for (int c = 0; c < N; ++c) {
         const int32_t* at = w + c / kByteRegs * step + c % kByteRegs * kRegLanes;
@@ -237,7 +240,8 @@ void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int
   // Gates and their ups lie apart.
   const int near = gated(a.linear) ? group.panels / 2 : group.panels;
   NextPanels next{};
-  const bool two = group.panels == 4 && rows <= kByteTall && Form::panels(int(rows)) == 2;
+  const bool two =
+      Form::kNext && group.panels == 4 && rows <= kByteTall && Form::panels(int(rows)) == 2;
   for (int p = 0; two && p < 4; ++p) next.of[p] = panel[p] + near * words;
   // Among many rows a block of inputs stays in the first-level cache.
   const int64_t block = rows <= kByteTall ? groups : 512 / Form::kGroup;
