@@ -13,7 +13,7 @@ namespace {
 
 class TileRows {
   static constexpr int64_t kChunk = 128;   // dimensions of a tile of keys or values in scratch
-  static constexpr int kFew = 4;         // rows that the vectors are faster at
+  static constexpr int kFew = 4;           // rows that the vectors are faster at
   static constexpr int64_t kTurned = 512;  // dimensions of turned queries
 
  public:
