@@ -46,7 +46,7 @@ def test_every_row_of_a_prefill(options, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 1), (12, 3), (5, 1), (12, 2), (7, 1), (16, 2), (26, 2), (70, 1)])
-@pytest.mark.parametrize("dims", [(64, 64), (128, 96), (47, 33), (5, 1), (300, 257)], ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (128, 96), (47, 33), (5, 1), (300, 257), (640, 600)], ids=str)
 def test_any_group_and_head_dimension_has_the_prefills_bits(heads, dims, dtype):
     g = torch.Generator().manual_seed(4)
     shapes = (2, heads[0], 131, dims[0]), (2, heads[1], 131, dims[0]), (2, heads[1], 131, dims[1])
@@ -55,6 +55,19 @@ def test_any_group_and_head_dimension_has_the_prefills_bits(heads, dims, dtype):
         whole, lses = attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], causal=True, return_lse=True)
         out, lse = decode(q[:, :, n - 1], k, v, int32(n, n), return_lse=True)
         assert torch.equal(out, whole[:, :, -1]) and torch.equal(lse, lses[:, :, -1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1), (8, 1)])
+def test_values_that_are_not_finite_are_the_prefills(heads, dtype):
+    g = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, h, 131, 64, generator=g).to(dtype) for h in (heads[0], heads[1], heads[1]))
+    v[0, 0, 3, 1], v[0, 0, 70, 2], v[1, 0, 130, 3] = math.inf, -math.inf, math.nan
+    v[1, 0, 5, 4], v[1, 0, 90, 4] = math.inf, -math.inf
+    whole = attention(q, k, v, causal=True)[:, :, -1]
+    out = decode(q[:, :, -1], k, v, int32(131, 131))
+    assert not whole.isfinite().all() and torch.equal(out.isnan(), whole.isnan())
+    assert torch.equal(out.nan_to_num(0), whole.nan_to_num(0))
 
 
 def test_the_comparison_of_bits_sees_another_order_of_summation():

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "cpu/ahead.h"
 #include "cpu/math.h"
 #include "cpu/turn.h"
 
@@ -38,16 +39,14 @@ HEXAD_INLINE __m512i load_32(const bf16* p, int64_t n) {
 
 // Dimensions [at, at + dims) of keys k[from .. upto) as right factors: tile step * kGroups + group
 // has the pairs of dimensions of a step for sixteen keys. Dimensions beyond are zero; other keys of
-// a group in use repeat readable ones. `next`, if any: keys to ask the memory for meanwhile.
-inline void turn_keys(const bf16* const* k, const bf16* const* next, int64_t at, int64_t dims,
-                      int from, int upto, float* to) {
+// a group in use repeat readable ones. `next`, if any: what to ask the memory for meanwhile.
+inline void turn_keys(const bf16* const* k, Ahead* next, int64_t at, int64_t dims, int from,
+                      int upto, float* to) {
   for (int g = from / kTileSide; g * kTileSide < upto; ++g) {
     const bf16* rows[kTileSide];
     for (int i = 0; i < kTileSide; ++i) rows[i] = k[g * kTileSide + i] + at;
     for (int64_t d = 0; d < dims; d += kStepWidth) {
-      if (next)
-        for (int i = 0; i < kTileSide; ++i)
-          __builtin_prefetch(next[g * kTileSide + i] + at + d, 0, 2);
+      if (next) next->ask(kTileSide * 64);
       reg square[kTileSide];
       if (dims - d >= kStepWidth) {
         load_turned(reinterpret_cast<const void* const*>(rows), 2 * d, square);
@@ -63,10 +62,10 @@ inline void turn_keys(const bf16* const* k, const bf16* const* next, int64_t at,
 }
 
 // As pair_values; kWhole: all keys and whole steps of dimensions; kClean: infinities and NaN become
-// zero. Returns the largest doubled word by column.
-template <bool kWhole, bool kClean>
-__m512i pair_rows(const bf16* const* v, const bf16* const* next, int64_t at, int64_t dims, int from,
-                  int upto, float* to) {
+// zero. Returns the largest doubled word by column, if kCheck.
+template <bool kWhole, bool kClean, bool kCheck = true>
+__m512i pair_rows(const bf16* const* v, Ahead* next, int64_t at, int64_t dims, int from, int upto,
+                  float* to) {
   alignas(64) static const uint16_t order[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                  11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -79,6 +78,7 @@ __m512i pair_rows(const bf16* const* v, const bf16* const* next, int64_t at, int
     const bool there = kWhole || (j >= from && j < upto);
     const __m512i x =
         kWhole ? _mm512_loadu_si512(v[j] + at + d) : load_32(v[j] + at + d, there ? dims - d : 0);
+    if (!kCheck) return x;
     const __m512i twice = _mm512_add_epi16(x, x);
     worst = _mm512_max_epu16(worst, twice);
     return kClean ? _mm512_maskz_mov_epi16(_mm512_cmplt_epu16_mask(twice, none), x) : x;
@@ -88,10 +88,7 @@ __m512i pair_rows(const bf16* const* v, const bf16* const* next, int64_t at, int
   for (int j = first; j < last; j += 2) {
     float* tile = to + j / kStepWidth * wide * kTileFloats + j % kStepWidth / 2 * kTileSide;
     for (int64_t d = 0; d < dims; d += kStepWidth, tile += 2 * kTileFloats) {
-      if (next) {
-        __builtin_prefetch(next[j] + at + d, 0, 2);
-        __builtin_prefetch(next[j + 1] + at + d, 0, 2);
-      }
+      if (next) next->ask(128);
       const __m512i a = row(j, d), b = row(j + 1, d);
       _mm512_store_si512(tile, _mm512_permutex2var_epi16(a, low, b));
       _mm512_store_si512(tile + kTileFloats, _mm512_permutex2var_epi16(a, high, b));
@@ -104,8 +101,8 @@ __m512i pair_rows(const bf16* const* v, const bf16* const* next, int64_t at, int
 // steps_of(dims) + dimension / 16 has the pairs of keys of a step. All else is zero, and so are
 // infinities and NaN, which a weight of 0 would spread to rows that do not see them; true if there
 // are any.
-inline bool pair_values(const bf16* const* v, const bf16* const* next, int64_t at, int64_t dims,
-                        int from, int upto, float* to) {
+inline bool pair_values(const bf16* const* v, Ahead* next, int64_t at, int64_t dims, int from,
+                        int upto, float* to) {
   const bool whole = from == 0 && upto == kTileKeys && dims % kStepWidth == 0;
   const __m512i worst = whole ? pair_rows<true, false>(v, next, at, dims, from, upto, to)
                               : pair_rows<false, false>(v, next, at, dims, from, upto, to);

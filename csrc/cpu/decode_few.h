@@ -30,8 +30,8 @@ HEXAD_INLINE reg odd_half(reg words) {
 // s[r * kTile + key] for the groups of sixteen keys that have any of [from, upto); q is padded with
 // zeros to whole steps.
 template <int R>
-void score_few(const float* q, int64_t q_step, int64_t dims, const bf16* const* k,
-               const bf16* const* next, int from, int upto, float* s) {
+void score_few(const float* q, int64_t q_step, int64_t dims, const bf16* const* k, Ahead& next,
+               int from, int upto, float* s) {
   for (int g = from / kTileSide * kTileSide; g < upto; g += kTileSide) {
     reg sum[R];
     for (int r = 0; r < R; ++r) sum[r] = set1_reg(0.f);
@@ -49,7 +49,7 @@ void score_few(const float* q, int64_t q_step, int64_t dims, const bf16* const* 
 #pragma GCC unroll 16
       for (int i = 0; i < kTilePairs; ++i) {
         const reg x = even_half(square[i]), y = odd_half(square[i]);
-        __builtin_prefetch(next[g + i] + d, 0, 2);
+        if (i % 4 == 3) next.next();
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           even[r] = fma(set1_reg(q[r * q_step + d + 2 * i]), x, even[r]);
@@ -66,8 +66,8 @@ void score_few(const float* q, int64_t q_step, int64_t dims, const bf16* const* 
 // out[r][dimension] += the weighted values of keys [from, upto); `part`: only so many of the last
 // sixteen dimensions are there.
 template <int R, int NV, bool kPart>
-void weigh_few_strip(const float* p, const bf16* const* v, const bf16* const* next, int64_t at,
-                     int64_t part, int from, int upto, float* out, int64_t out_step) {
+void weigh_few_strip(const float* p, const bf16* const* v, Ahead& next, int64_t at, int64_t part,
+                     int from, int upto, float* out, int64_t out_step) {
   const auto take = [&](int j, int n) __attribute__((always_inline)) {
     const bf16* x = v[j] + at + n * kLanes;
     return kPart ? load_part(x, part) : load(x);
@@ -81,8 +81,7 @@ void weigh_few_strip(const float* p, const bf16* const* v, const bf16* const* ne
 #pragma GCC unroll 4
         for (int n = 0; n < NV; ++n) sum[h][r][n] = set1_reg(0.f);
     const auto add = [&](int j, int h) __attribute__((always_inline)) {
-      if (at % kStepWidth == 0) __builtin_prefetch(next[j] + at, 0, 2);
-      if (NV > 2) __builtin_prefetch(next[j] + at + kStepWidth, 0, 2);
+      next.ask(NV * 32);
 #pragma GCC unroll 4
       for (int n = 0; n < NV; ++n) {
         const reg x = take(j, n);
@@ -107,8 +106,8 @@ void weigh_few_strip(const float* p, const bf16* const* v, const bf16* const* ne
 }
 
 template <int R>
-void weigh_few(const float* p, const bf16* const* v, const bf16* const* next, int64_t dims,
-               int from, int upto, float* out, int64_t out_step) {
+void weigh_few(const float* p, const bf16* const* v, Ahead& next, int64_t dims, int from, int upto,
+               float* out, int64_t out_step) {
   constexpr int NV = R <= 2 ? 4 : 2;
   int64_t at = 0;
   for (; at + NV * kLanes <= dims; at += NV * kLanes)

@@ -83,22 +83,24 @@ class Rows {
         next->locate(g_.cache, base, g_.lo, g_.hi);
         touch_pages(g_.cache, base + kTile, std::min(base + 2 * kTile, g_.hi));
       } else if (!following(*next)) {
-        next = &tiles_[here];  // nothing to prefetch
+        next = nullptr;
       }
       if constexpr (std::is_same<C, int8_t>::value) tiles_[here].take_scales(g_.cache);
-      scores(tile, *next);
+      Ahead ahead = next ? next->ahead(g_.head_dim, g_.value_dim) : Ahead();
+      scores(tile, ahead);
       place(tile);
-      for (int r = 0; r < rows_; r += kLanes) soften(tile, *next, r, std::min(rows_ - r, kLanes));
-      values(tile, *next);
+      for (int r = 0; r < rows_; r += kLanes) soften(tile, ahead, r, std::min(rows_ - r, kLanes));
+      values(tile, ahead);
+      ahead.rest();
     }
   }
 
-  void scores(const Tile<C>& tile, const Tile<C>& next) {
+  void scores(const Tile<C>& tile, Ahead& next) {
     for (int r = 0; r < rows_; r += kTogether)
       with_rows(std::min(kTogether, rows_ - r), [&](auto count) {
         for (int j = tile.begin / kRegLanes * kRegLanes; j < tile.end; j += kRegLanes)
-          score<decltype(count)::value, C>(q_ + r * q_step_, q_step_, g_.head_dim, tile.k + j,
-                                           next.k + j, p_ + r * kTile + j);
+          score<decltype(count)::value, C>(q_ + r * q_step_, q_step_, g_.head_dim, tile.k + j, next,
+                                           p_ + r * kTile + j);
       });
   }
 
@@ -117,7 +119,7 @@ class Rows {
   }
 
   // Scores of rows r .. r + count - 1 become weights exp(s - m).
-  void soften(const Tile<C>& tile, const Tile<C>& next, int at, int count) {
+  void soften(const Tile<C>& tile, Ahead& next, int at, int count) {
     float was[kLanes], fell[kLanes];
     std::fill(was, was + kLanes, 0.f), std::fill(fell, fell + kLanes, 0.f);
     for (int i = 0; i < count; ++i) {
@@ -132,9 +134,7 @@ class Rows {
     store(alpha_ + at, exp_falling(load(fell)));
     for (int i = 0; i < count; ++i) {
       weights(tile, at + i);
-      // The memory is not to stand still meanwhile: a few values of the tile to come.
-      if (at + i < kTile / kAhead)
-        for (int j = 0; j < kAhead; ++j) __builtin_prefetch(next.v[(at + i) * kAhead + j], 0, 2);
+      next.ask(kAhead * 64);  // the memory is not to stand still meanwhile
     }
   }
 
@@ -172,11 +172,11 @@ class Rows {
   }
 
   // out_[r] = out_[r] * alpha + sum over visible keys of weight * value.
-  void values(const Tile<C>& tile, const Tile<C>& next) {
+  void values(const Tile<C>& tile, Ahead& next) {
     for (int r = 0; r < rows_; r += kTogether)
       with_rows(std::min(kTogether, rows_ - r), [&](auto count) {
         const auto* p = weights_of(r);
-        weigh<decltype(count)::value>(out_ + r * o_step_, o_step_, alpha_ + r, p, tile.v, next.v,
+        weigh<decltype(count)::value>(out_ + r * o_step_, o_step_, alpha_ + r, p, tile.v, next,
                                       g_.value_dim, tile.begin, tile.end);
       });
   }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cpu/ahead.h"
 #include "cpu/math.h"
 #include "cpu/pairs.h"
 #include "cpu/turn.h"
@@ -46,12 +47,6 @@ struct Cache {
   int64_t table_step, page;
 };
 
-// Into the second-level cache: a tile may be larger than the first.
-template <class C>
-HEXAD_INLINE void prefetch(const C* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(C))) __builtin_prefetch(p + i, 0, 2);
-}
-
 // Asks for the first key and value of each page of keys first .. last - 1, long before they are
 // needed: the addresses of pages far apart take time to translate.
 template <class C>
@@ -69,6 +64,8 @@ struct Tile {
   int64_t base;    // the key that the tile counts from
   int begin, end;  // keys that the rows see
   const C *k[kTile], *v[kTile];
+  int64_t k_step;     // elements between keys of a run
+  unsigned straight;  // bit g: keys 16 g .. 16 g + 15 are there, at that step
   alignas(64) float k_scale[kTile], v_scale[kTile];
 
   void locate(const Cache<C>& cache, int64_t at, int64_t lo, int64_t hi) {
@@ -77,9 +74,20 @@ struct Tile {
     end = int(std::clamp<int64_t>(hi - at, 0, kTile));
     cut(cache);
     find(cache.k, k), find(cache.v, v);
+    k_step = cache.k.slot;
+    straight = 0;
+    for (int r = 0; r < count_; ++r)
+      for (int g = (runs_[r].at + kLanes - 1) / kLanes;
+           (g + 1) * kLanes <= runs_[r].at + runs_[r].n; ++g)
+        straight |= 1u << g;
     // The scales are copied when they are needed: waiting for memory here would stop the tile
     // before.
     if constexpr (std::is_same<C, int8_t>::value) touch(cache.k_scale), touch(cache.v_scale);
+  }
+
+  // What the tile before this one asks for.
+  Ahead ahead(int64_t dims, int64_t value_dims) const {
+    return {k + begin, v + begin, end - begin, dims, value_dims};
   }
 
   void take_scales(const Cache<C>& cache) {
@@ -227,7 +235,7 @@ constexpr int kChain = 32;
 // p[r * kTile + lane] = <q_r, k_lane> for as many keys as a register has lanes. A square of units
 // is turned in registers, so that a lane is a key and the chains run over the head dimension.
 template <int R, class C>
-void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, const C* const* next,
+void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, Ahead& next,
            float* p) {
   constexpr int U = kUnit<C>;
   reg s[R];
@@ -253,7 +261,7 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
 #pragma GCC unroll 16
     for (int i = 0; i < kRegLanes; ++i) {
       add_unit<R, C>(square[i], q + d + i * U, q_step, U, s);
-      __builtin_prefetch(next[i] + d, 0, 2);
+      if ((i + 1) * sizeof(reg) % Ahead::kStep == 0) next.next();
       if ((i + 1) * U % kChain == 0 || i + 1 == kRegLanes) keep(d + (i + 1) * U);
     }
   }
@@ -261,7 +269,7 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
     reg square[kRegLanes];
     for (int i = 0; i < kRegLanes; ++i) {
       square[i] = load_units(k[i] + d, dims - d);
-      __builtin_prefetch(next[i] + d, 0, 2);
+      next.ask(sizeof(reg));
     }
     transpose(square);
     for (int i = 0; d + i * U < dims; ++i) {
@@ -276,8 +284,7 @@ void score(const Query<C>* q, int64_t q_step, int64_t dims, const C* const* k, c
 // columns wide; `part`: only so many columns of the last one are there.
 template <int R, int NV, bool kPart, class C>
 void weigh_strip(float* out, int64_t out_step, const float* factor, const float* p,
-                 const C* const* v, const C* const* next, int64_t at, int64_t part, int begin,
-                 int end) {
+                 const C* const* v, Ahead& next, int64_t at, int64_t part, int begin, int end) {
   for (int j = begin, chain = begin; chain < end; chain = j) {
     reg sum[R][NV];
 #pragma GCC unroll 8
@@ -289,7 +296,7 @@ void weigh_strip(float* out, int64_t out_step, const float* factor, const float*
 #pragma GCC unroll 8
       for (int n = 0; n < NV; ++n)
         x[n] = kPart ? load_reg_part(v[j] + at, part) : load_reg(v[j] + at + n * kRegLanes);
-      prefetch(next[j] + at, kPart ? 1 : NV * kRegLanes);
+      next.ask(NV * kRegLanes * sizeof(C));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const reg w = set1_reg(p[r * kTile + j]);
@@ -310,7 +317,7 @@ void weigh_strip(float* out, int64_t out_step, const float* factor, const float*
 
 template <int R, class C>
 void weigh(float* out, int64_t out_step, const float* factor, const float* p, const C* const* v,
-           const C* const* next, int64_t columns, int begin, int end) {
+           Ahead& next, int64_t columns, int begin, int end) {
   constexpr int NV = std::max(1, std::min(8, kAccumulators / R));
   int64_t at = 0;
   for (; at + NV * kRegLanes <= columns; at += NV * kRegLanes)
@@ -332,8 +339,8 @@ void weigh(float* out, int64_t out_step, const float* factor, const float* p, co
 // rows do not see is half of a pair at most: its weight and its value are 0.
 template <int R, int NV>
 void weigh_strip(float* out, int64_t out_step, const float* factor, const bf16* p,
-                 const bf16* const* v, const bf16* const* next, int64_t at, int64_t columns,
-                 int begin, int end) {
+                 const bf16* const* v, Ahead& next, int64_t at, int64_t columns, int begin,
+                 int end) {
   constexpr int kWide = 2 * kLanes;
   vf sum[R][2 * NV];
 #pragma GCC unroll 8
@@ -349,8 +356,7 @@ void weigh_strip(float* out, int64_t out_step, const float* factor, const bf16* 
       const reg a = first ? load_units(v[j] + here, columns - here) : zero();
       const reg b = second ? load_units(v[j + 1] + here, columns - here) : zero();
       interleave(a, b, x + 2 * n);
-      __builtin_prefetch(next[j] + here, 0, 2);
-      __builtin_prefetch(next[j + 1] + here, 0, 2);
+      next.ask(128);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -371,7 +377,7 @@ void weigh_strip(float* out, int64_t out_step, const float* factor, const bf16* 
 
 template <int R>
 void weigh(float* out, int64_t out_step, const float* factor, const bf16* p, const bf16* const* v,
-           const bf16* const* next, int64_t columns, int begin, int end) {
+           Ahead& next, int64_t columns, int begin, int end) {
   constexpr int NV = R <= 6 ? 2 : 1;
   int64_t at = 0;
   for (; at + NV * 2 * kLanes <= columns; at += NV * 2 * kLanes)

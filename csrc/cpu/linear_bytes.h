@@ -70,14 +70,41 @@ void to_bytes(const T* x, int64_t n, int64_t groups, int32_t* row) {
 constexpr int kByteTall = kRegLanes == 16 ? 8 : 4;
 constexpr int kByteRegs = kPanel / kRegLanes;
 
+// What tiles ask the memory for beside their work. Those of two int8 panels ask for the four panels
+// of the next item, two lines at a time by turns: the processor runs ahead of each stream that goes
+// up by so many lines, and two streams would leave the memory waiting. Others ask for what lies
+// ahead in their own panels: int4 with many rows is bound by instructions, and slower the first
+// way.
+struct NextPanels {
+  const int32_t* of[4];
+  uint64_t asked = 0;  // lines
+
+  HEXAD_INLINE void ask() {
+    const int32_t* const* two = of + (asked & 2);
+    const uint64_t at = (asked & ~uint64_t(3)) * 4;
+    __builtin_prefetch(two[0] + at, 0, 2);
+    __builtin_prefetch(two[1] + at, 0, 2);
+    asked += 2;
+  }
+};
+
+// Where C panels are read at w, w + step, ...
+template <int C>
+HEXAD_INLINE void fetch_bytes(NextPanels* next, const int32_t* w, int64_t step) {
+  if (C == 2 && next) return next->ask();
+#pragma GCC unroll 4
+  for (int c = 0; c < C; ++c) __builtin_prefetch(w + c * step + 1024 / C);
+}
+
 // 8 bits: after 16 scales, words of four inputs, 128 added to each. The scales multiply at the end.
 struct Int8 {
   static constexpr int kGroup = 64, kOffset = 128, kHeader = kPanel;
+  static constexpr bool kNext = true;
   static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 6 ? 4 : 2; }
 
   template <int R, int C>
   static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
-                   int64_t quads, float* sums) {
+                   int64_t quads, NextPanels* next, float* sums) {
     w += begin * (kGroup / 4) * kPanel;
     for (int64_t g = begin; g < end; ++g) {
       ireg acc[R][C * kByteRegs];
@@ -88,8 +115,7 @@ struct Int8 {
       const int64_t last = std::min<int64_t>(quads, (g + 1) * (kGroup / 4));
       for (int64_t q = g * (kGroup / 4); q < last; ++q, w += kPanel) {
         ireg column[C * kByteRegs];
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) __builtin_prefetch(w + c * step + 1024 / C);
+        fetch_bytes<C>(next, w, step);
 #pragma GCC unroll 8
         for (int c = 0; c < C * kByteRegs; ++c)
           column[c] = load<ireg>(w + c / kByteRegs * step + c % kByteRegs * kRegLanes);
@@ -115,11 +141,12 @@ struct Int8 {
 // half), then words of eight inputs, input j of the first four in the low half of byte j.
 struct Int4 {
   static constexpr int kGroup = 32, kOffset = 8, kHeader = 0;
-  static constexpr int panels(int) { return kRegLanes < 16 ? 1 : 2; }
+  static constexpr bool kNext = false;
+  static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 4 ? 4 : 2; }
 
   template <int R, int C>
   static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
-                   int64_t, float* sums) {
+                   int64_t, NextPanels*, float* sums) {
     constexpr int N = C * kByteRegs;
     w += begin * 5 * kPanel;
     for (int64_t g = begin; g < end; ++g, w += 5 * kPanel) {
@@ -132,10 +159,10 @@ struct Int4 {
 #pragma GCC unroll 1
       for (int j = 1; j <= 4; ++j) {
         ireg low[N], high[N];
+        fetch_bytes<C>(nullptr, w + j * kPanel, step);
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
           const int32_t* at = w + c / kByteRegs * step + j * kPanel + c % kByteRegs * kRegLanes;
-          __builtin_prefetch(at + 1024 / C);
           const ireg both = load<ireg>(at);
           low[c] = both & 0x0f0f0f0f, high[c] = (both >> 4) & 0x0f0f0f0f;
         }
@@ -149,10 +176,10 @@ struct Int4 {
           }
         }
       }
+      fetch_bytes<C>(nullptr, w, step);
 #pragma GCC unroll 8
       for (int c = 0; c < N; ++c) {
         const int32_t* at = w + c / kByteRegs * step + c % kByteRegs * kRegLanes;
-        __builtin_prefetch(at + 1024 / C);
         const ireg both = load<ireg>(at);
         const reg scale = (reg)(both << 16);
         // The weight of q = 8, the middle: sums about it cancel less than those about q = 0.
@@ -169,20 +196,24 @@ struct Int4 {
   }
 };
 
+template <class Form, int R, int C>
+void byte_tiles(const ByteRows& x, const int32_t* w, int64_t step, int panels, int64_t begin,
+                int64_t end, int64_t quads, NextPanels* next, float* sums) {
+  for (; panels >= C; panels -= C, w += C * step, sums += C * kPanel)
+    Form::template tile<R, C>(x, w, step, begin, end, quads, next, sums);
+  if constexpr (C > 1) {
+    if (panels) byte_tiles<Form, R, C / 2>(x, w, step, panels, begin, end, quads, next, sums);
+  }
+}
+
 template <class Form, int R = 1>
 void byte_tile(int rows, const ByteRows& x, const int32_t* w, int64_t step, int panels,
-               int64_t begin, int64_t end, int64_t quads, float* sums) {
+               int64_t begin, int64_t end, int64_t quads, NextPanels* next, float* sums) {
   if constexpr (R < kByteTall) {
-    if (rows > R) return byte_tile<Form, R + 1>(rows, x, w, step, panels, begin, end, quads, sums);
+    if (rows > R)
+      return byte_tile<Form, R + 1>(rows, x, w, step, panels, begin, end, quads, next, sums);
   }
-  constexpr int C = Form::panels(R);
-  int p = 0;
-  for (; p + C <= panels; p += C)
-    Form::template tile<R, C>(x, w + p * step, step, begin, end, quads, sums + p * kPanel);
-  if constexpr (C > 1) {
-    for (; p < panels; ++p)
-      Form::template tile<R, 1>(x, w + p * step, step, begin, end, quads, sums + p * kPanel);
-  }
+  byte_tiles<Form, R, Form::panels(R)>(x, w, step, panels, begin, end, quads, next, sums);
 }
 
 // The scales of int8's outputs, at the head of each panel.
@@ -208,6 +239,10 @@ void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int
     panel[p] = static_cast<const int32_t*>(a.linear.weight) + group.row[p] / kPanel * words;
   // Gates and their ups lie apart.
   const int near = gated(a.linear) ? group.panels / 2 : group.panels;
+  NextPanels next{};
+  const bool two =
+      Form::kNext && group.panels == 4 && rows <= kByteTall && Form::panels(int(rows)) == 2;
+  for (int p = 0; two && p < 4; ++p) next.of[p] = panel[p] + near * words;
   // Among many rows a block of inputs stays in the first-level cache.
   const int64_t block = rows <= kByteTall ? groups : 512 / Form::kGroup;
   for (int64_t g = 0; g < groups; g += block) {
@@ -219,7 +254,8 @@ void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int
       const ByteRows x{a.workspace + (first + r) * row_words, row_words, groups};
       for (int p = 0; p < group.panels; p += near)
         byte_tile<Form>(height, x, panel[p] + Form::kHeader, words, near, g,
-                        std::min(groups, g + block), quads, sums + r * kWidth + p * kPanel);
+                        std::min(groups, g + block), quads, two ? &next : nullptr,
+                        sums + r * kWidth + p * kPanel);
       r += height;
     }
   }
