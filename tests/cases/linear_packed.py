@@ -62,7 +62,7 @@ CASES = [
     case("float32", "token", (1, 4096), 11008, bench_only=True, dtypes=FP32),
     case("bfloat16", "token", (1, 4096), 11008, bench_only=True, dtypes=BF16),
     case("int8", "token", (1, 4096), 11008, bench_only=True, dtypes=FP32),
-    case("int4", "token", (8, 4096), 11008, bench_only=True, dtypes=FP32),
+    case("int4", "token", (1, 4096), 11008, bench_only=True, dtypes=FP32),
     case("float32", "prompt", (512, 768), 3072, activation="gelu", bench_only=True, dtypes=FP32),
     case("int8", "prompt", (512, 768), 3072, activation="gelu", bench_only=True, dtypes=BF16),
 ]
