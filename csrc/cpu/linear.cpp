@@ -134,7 +134,6 @@ void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_
 
 // A chain of an item's panels in scratch.
 struct FloatSquares {
-  static constexpr bool kMade = true;
   const LinearArgs& a;
   const GroupOf<kItemPanels>& group;
   alignas(64) int32_t panels[kItemPanels][kBlock * kPanel];
@@ -267,7 +266,7 @@ void linear(const LinearArgs& a) {
 #if HEXAD_TILES
   if (a.bf16) return run_tiles(a);
 #endif
-  if (!a.bf16 && a.rows > kFew && a.inputs) return run_many_floats(a);
+  if (kPasses && !a.bf16 && a.rows > kFew && a.inputs) return run_many_floats(a);
   // Among a few rows each panel is read from end to end.
   for_items(a, a.rows <= kFew ? 1 : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {

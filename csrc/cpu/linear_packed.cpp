@@ -28,7 +28,6 @@ void sum_packed(const LinearArgs& a, const Group& group, int64_t first, int64_t 
 
 // Panels where they lie.
 struct FloatPanels {
-  static constexpr bool kMade = false;
   const float* of[kItemPanels];
 
   void prepare(int64_t, int64_t) const {}
@@ -51,7 +50,8 @@ void run_many_floats(const LinearArgs& a) {
 template <class Kind>
 void run(const LinearArgs& a) {
   if (!a.rows) return;
-  if (std::is_same<Kind, Floats>::value && a.rows > kTall && a.inputs) return run_many_floats(a);
+  if (kPasses && std::is_same<Kind, Floats>::value && a.rows > kTall && a.inputs)
+    return run_many_floats(a);
   for_items(a, a.rows <= kTall ? tile_panels(int(a.rows)) : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {
               if constexpr (std::is_same<typename Kind::X, float>::value)
