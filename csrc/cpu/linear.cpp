@@ -5,6 +5,7 @@
 
 #include "cpu/linear_amx.h"
 #include "cpu/linear_items.h"
+#include "cpu/linear_many.h"
 #include "cpu/linear_tile.h"
 
 namespace hexad {
@@ -131,6 +132,33 @@ void sum_unpacked(const LinearArgs& a, const Group& group, int64_t first, int64_
   }
 }
 
+// A chain of an item's panels in scratch.
+struct FloatSquares {
+  const LinearArgs& a;
+  const GroupOf<kItemPanels>& group;
+  alignas(64) int32_t panels[kItemPanels][kBlock * kPanel];
+
+  FloatSquares(const LinearArgs& args, const GroupOf<kItemPanels>& of) : a(args), group(of) {}
+  void prepare(int64_t k, int64_t n) {
+    for (int p = 0; p < group.panels; ++p)
+      Block(static_cast<const float*>(a.weight) + group.row[p] * a.weight_stride, a.weight_stride,
+            group.lanes[p], k, n)
+          .panel(panels[p]);
+  }
+  HEXAD_INLINE const float* at(int p, int64_t) const {
+    return reinterpret_cast<const float*>(panels[p]);
+  }
+};
+
+void run_many_floats(const LinearArgs& a) {
+  const Cut cut = cut_many(a);
+  for_cuts<kItemPanels>(a, cut.height, cut.width,
+                        [&](const GroupOf<kItemPanels>& group, int64_t first, int64_t rows) {
+                          FloatSquares panels(a, group);
+                          sum_many_floats<float>(a, group, first, rows, panels);
+                        });
+}
+
 #if HEXAD_TILES
 // Up to 16 rows by strips of 16 R outputs, of which `height` exist: the weight is A where it lies,
 // x is B, and the sums come out turned. Strips begin at the panels from `begin` on.
@@ -238,6 +266,7 @@ void linear(const LinearArgs& a) {
 #if HEXAD_TILES
   if (a.bf16) return run_tiles(a);
 #endif
+  if (kPasses && !a.bf16 && a.rows > kFew && a.inputs) return run_many_floats(a);
   // Among a few rows each panel is read from end to end.
   for_items(a, a.rows <= kFew ? 1 : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {

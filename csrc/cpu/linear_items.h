@@ -9,26 +9,21 @@
 namespace hexad {
 namespace {
 
-// work(group, first, rows) for items of up to `tallest` rows, cut at multiples of `step`, and N
-// panels; `widest` is the most panels of an item. How the work is cut changes no output's bits.
+inline int64_t panels_of(const LinearArgs& a) {
+  return ((gated(a) ? a.outputs / 2 : a.outputs) + kPanel - 1) / kPanel;
+}
+
+// work(group, first, rows) for items of `height` rows by `width` panels of outputs; N is the most
+// panels of an item, a gate's ups included. How the work is cut changes no output's bits.
 template <int N, class Work>
-void for_groups(const LinearArgs& a, int64_t tallest, int step, int widest, const Work& work) {
-  const int64_t columns = gated(a) ? a.outputs / 2 : a.outputs;
-  const int64_t panels = (columns + kPanel - 1) / kPanel;
-  const int64_t down = (a.rows + tallest - 1) / tallest;
-  if (!panels || !down) return;
-  const int64_t height =
-      std::min<int64_t>(tallest, ((a.rows + down - 1) / down + step - 1) / step * step);
-  int64_t width = gated(a) ? (widest + 1) / 2 : widest;
-  const int64_t threads = parallel_threads();
-  while (width > 1 && (panels + width - 1) / width * down < 2 * threads) width /= 2;
-  const int64_t across = (panels + width - 1) / width;
+void for_cuts(const LinearArgs& a, int64_t height, int64_t width, const Work& work) {
+  const int64_t columns = gated(a) ? a.outputs / 2 : a.outputs, panels = panels_of(a);
+  const int64_t down = (a.rows + height - 1) / height, across = (panels + width - 1) / width;
   const int64_t cost = std::min(a.rows, height) * width * kPanel * std::max<int64_t>(a.inputs, 1);
   parallel_for(across * down, std::max<int64_t>(1, 131072 / cost), [&](int64_t item, int64_t end) {
     for (; item < end; ++item) {
       const int64_t first = item % down * height, panel = item / down * width;
       const int64_t rows = std::min(height, a.rows - first);
-      if (rows <= 0) continue;
       const int count = int(std::min(width, panels - panel));
       GroupOf<N> group{gated(a) ? 2 * count : count, {}, {}};
       for (int p = 0; p < count; ++p) {
@@ -41,6 +36,20 @@ void for_groups(const LinearArgs& a, int64_t tallest, int step, int widest, cons
       work(group, first, rows);
     }
   });
+}
+
+// The same for items of up to `tallest` rows, cut at multiples of `step`, and N panels; `widest` is
+// the most panels of an item.
+template <int N, class Work>
+void for_groups(const LinearArgs& a, int64_t tallest, int step, int widest, const Work& work) {
+  const int64_t panels = panels_of(a), down = (a.rows + tallest - 1) / tallest;
+  if (!panels || !down) return;
+  const int64_t height =
+      std::min<int64_t>(tallest, ((a.rows + down - 1) / down + step - 1) / step * step);
+  int64_t width = gated(a) ? (widest + 1) / 2 : widest;
+  const int64_t threads = parallel_threads();
+  while (width > 1 && (panels + width - 1) / width * down < 2 * threads) width /= 2;
+  for_cuts<N>(a, height, width, work);
 }
 
 // sum(group, first, rows, sums) fills sums[r * kWidth + 16 p + lane] for an item, which is then

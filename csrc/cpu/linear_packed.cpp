@@ -5,6 +5,7 @@
 #include "cpu/linear_bytes.h"
 #include "cpu/linear_bytes_amx.h"
 #include "cpu/linear_items.h"
+#include "cpu/linear_many.h"
 #include "cpu/linear_tile.h"
 
 namespace hexad {
@@ -25,9 +26,32 @@ void sum_packed(const LinearArgs& a, const Group& group, int64_t first, int64_t 
   }
 }
 
+// Panels where they lie.
+struct FloatPanels {
+  const float* of[kItemPanels];
+
+  void prepare(int64_t, int64_t) const {}
+  HEXAD_INLINE const float* at(int p, int64_t k) const { return of[p] + k * kPanel; }
+};
+
+void run_many_floats(const LinearArgs& a) {
+  const Cut cut = cut_many(a);
+  for_cuts<kItemPanels>(a, cut.height, cut.width,
+                        [&](const GroupOf<kItemPanels>& group, int64_t first, int64_t rows) {
+                          FloatPanels panels;
+                          for (int p = 0; p < group.panels; ++p)
+                            panels.of[p] = static_cast<const float*>(a.weight) +
+                                           group.row[p] / kPanel * a.weight_stride;
+                          a.bf16 ? sum_many_floats<bf16>(a, group, first, rows, panels)
+                                 : sum_many_floats<float>(a, group, first, rows, panels);
+                        });
+}
+
 template <class Kind>
 void run(const LinearArgs& a) {
   if (!a.rows) return;
+  if (kPasses && std::is_same<Kind, Floats>::value && a.rows > kTall && a.inputs)
+    return run_many_floats(a);
   for_items(a, a.rows <= kTall ? tile_panels(int(a.rows)) : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {
               if constexpr (std::is_same<typename Kind::X, float>::value)
