@@ -17,8 +17,9 @@ struct Guards {
 };
 inline Guards guards = {};
 
-// How the elements of a tensor must lie: packed; each [i] packed; the last dimension packed.
-enum class Layout { packed, rows, unit };
+// How the elements of a tensor must lie: packed; each [i] packed; the last dimension packed;
+// anyhow.
+enum class Layout { packed, rows, unit, any };
 
 class Values {
  public:
@@ -51,7 +52,8 @@ class Values {
     for (int d = t->ndim - 1; d >= 0; packed *= t->shape[d--]) {
       const bool in_place = !t->strides || t->shape[d] == 1 || t->strides[d] == packed;
       all_packed &= in_place;
-      if (layout == Layout::packed || (layout == Layout::rows && d > 0) || d == t->ndim - 1)
+      if (layout == Layout::packed || (layout == Layout::rows && d > 0) ||
+          (layout == Layout::unit && d == t->ndim - 1))
         want(in_place);
     }
     static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
