@@ -20,8 +20,8 @@ HEXAD_INLINE vf exp_near_zero(vf r) {
   return p;
 }
 
-// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, then 2^n in two factors so that subnormal results round once
-// and overflow reaches infinity.
+// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, then 2^n in two factors so that subnormal results round
+// once and overflow reaches infinity.
 HEXAD_INLINE vf exp(vf x) {
   x = max(set1(-104.f), min(set1(89.f), x));
   const vf t = x * set1(1.44269504088896341f);
