@@ -14,6 +14,7 @@ inline PyObject* sample(Values& v) {
   hexad_tensor* logits = v.given(0, 2, Layout::unit);
   const int64_t position = v.integer(2), top_k = v.integer(6);
   const double temperature = v.real(4), top_p = v.real(8), min_p = v.real(10);
+  for (int i : {4, 8, 10}) v.want(!v.none(i));
   if (!v.want(logits && position >= 0 && top_k >= 0 && temperature >= 0 &&
               std::isfinite(temperature) && top_p >= 0 && top_p <= 1 && min_p >= 0 && min_p <= 1))
     return nullptr;
