@@ -14,7 +14,9 @@
 #include "quick/linear.h"
 #include "quick/linear_packed.h"
 #include "quick/norm.h"
+#include "quick/randn.h"
 #include "quick/rope.h"
+#include "quick/sample.h"
 
 namespace quick {
 
@@ -36,11 +38,11 @@ inline void add(py::module_& m) {
   {                                                                                    \
     "quick_" #op, reinterpret_cast<PyCFunction>(&call<op, count>), METH_FASTCALL, text \
   }
-  static PyMethodDef methods[] = {QUICK(append_kv, 11),    QUICK(attention, 11),
-                                  QUICK(coupling, 8),      QUICK(decode, 12),
-                                  QUICK(invconv, 3),       QUICK(linear, 5),
-                                  QUICK(linear_packed, 7), QUICK(norm, 9),
-                                  QUICK(rope, 5),          {nullptr, nullptr, 0, nullptr}};
+  static PyMethodDef methods[] = {
+      QUICK(append_kv, 11),    QUICK(attention, 11), QUICK(coupling, 8),
+      QUICK(decode, 12),       QUICK(invconv, 3),    QUICK(linear, 5),
+      QUICK(linear_packed, 7), QUICK(norm, 9),       QUICK(randn, 3),
+      QUICK(rope, 5),          QUICK(sample, 12),    {nullptr, nullptr, 0, nullptr}};
 #undef QUICK
   if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
   m.def("quick_guards", [](const py::tuple& given) {

@@ -8,7 +8,7 @@ from scipy import stats
 
 import hexad_kernels
 from hexad_kernels import sample
-from hexad_kernels.sample import kept_tokens
+from hexad_kernels.sample import _uniform, kept_tokens
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 FILTERS = [
@@ -150,6 +150,22 @@ def test_a_vocabulary_of_150_thousand():
         assert keep[0, tokens].all()
         with hexad_kernels.backend("reference"):
             assert torch.equal(draws(row, 12, **options), tokens)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"min_p": 0.3}, {"top_k": 15_000, "top_p": 0.6}], ids=str)
+@pytest.mark.parametrize("spread", [0.1, 4.0])
+@pytest.mark.parametrize("temperature", [1e-36, 1e-31, 0.3, 7.0, 1e31, 1e37])
+def test_long_rows_at_any_temperature(temperature, spread, options):
+    """Each token lies where the reference's running sum passes u, but for rounding: flat rows have many borders."""
+    row = (spread * normal(4, 1, 20_001).double() * temperature).float()
+    temperature = float(torch.tensor(temperature, dtype=torch.float32))
+    keep, w = kept(row, temperature=temperature, **options)
+    running = torch.where(keep, w, 0.0).cumsum(1)[0]
+    tokens = draws(row, 40, temperature=temperature, **options)
+    u = _uniform(torch.full((40,), 11), torch.arange(40)) * running[-1]
+    assert (running[tokens] > u - 1e-6 * running[-1]).all()
+    before = torch.where(tokens > 0, running[tokens - 1], 0.0)
+    assert (before < u + 1e-6 * running[-1]).all()
 
 
 def test_bfloat16_logits_are_their_float32_values():

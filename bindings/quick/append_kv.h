@@ -25,7 +25,7 @@ inline PyObject* append_kv(Values& v) {
          cache.value->shape[3] == value->shape[3]);
   for (const hexad_tensor* t : {cache.k, cache.value, cache.k_scale, cache.v_scale})
     v.want(own_memory(t));
-  if (cos || sin) check_tables(v, cos, sin, k->shape[2], k->shape[3]);
+  if (cos || sin) check_tables(v, cos, sin, k);
   const bool done = run(v, [&] {
     return hexad_append_kv(k, value, cache.k, cache.value, cache.lengths, cache.table, cos, sin,
                            cache.k_scale, cache.v_scale, interleaved, nullptr);

@@ -1,4 +1,4 @@
-// (q, k, v, mask, causal, left, right, softcap, scale, alibi_slopes, sinks); without a mask
+// (q, k, v, mask, causal, left, right, softcap, scale, alibi_slopes, sinks)
 #pragma once
 
 #include "values.h"
@@ -27,8 +27,29 @@ struct Scores {
   }
 };
 
+// A mask that broadcasts to `want`, seen with four dimensions.
+struct Mask {
+  int64_t shape[4] = {1, 1, 1, 1}, strides[4] = {};
+  hexad_tensor seen{};
+
+  Mask(Values& v, int at, const int64_t* want, const hexad_tensor* q) {
+    const hexad_tensor* t = v.tensor(at, Layout::any);
+    if (!t || !v.ok) return;
+    const bool boolean = t->dtype_code == 6 && t->dtype_bits == 8;
+    const bool wide = t->dtype_code == 2 && t->dtype_bits == 32;
+    if (!v.want(t->ndim <= 4 && t->strides) || (!boolean && !wide && !v.same_dtype(t, q))) return;
+    seen = *t;
+    const int missing = 4 - t->ndim;
+    for (int d = 0; d < t->ndim; ++d) {
+      shape[missing + d] = t->shape[d], strides[missing + d] = t->strides[d];
+      v.want(t->shape[d] == 1 || t->shape[d] == want[missing + d]);
+    }
+    seen.ndim = 4, seen.shape = shape, seen.strides = strides;
+  }
+  hexad_tensor* get() { return seen.shape ? &seen : nullptr; }
+};
+
 inline PyObject* attention(Values& v) {
-  if (!v.want(v.none(3))) return nullptr;
   hexad_tensor *q = v.given(0, 4, Layout::unit), *k = v.given(1, 4, Layout::unit),
                *value = v.given(2, 4, Layout::unit);
   const int32_t causal = v.code(4);
@@ -39,12 +60,14 @@ inline PyObject* attention(Values& v) {
          k->shape[2] == value->shape[2] && k->shape[3] == dim && dim > 0);
   v.want(k->shape[1] > 0 && heads % k->shape[1] == 0);
   Scores scores(v, 7, 8, 9, 10, heads, dim);
+  const int64_t scored[4] = {batch, heads, rows, k->shape[2]};
+  Mask mask(v, 3, scored, q);
   const int64_t shape[4] = {batch, heads, rows, value->shape[3]};
   Output out(v, q, 4, shape);
   Statistics lse(v, {batch, heads, rows});
   const bool done = run(v, [&] {
-    return hexad_attention(q, k, value, nullptr, scores.slopes, scores.sinks, out.get(), lse.get(),
-                           causal, left, right, scores.softcap, scores.scale, nullptr);
+    return hexad_attention(q, k, value, mask.get(), scores.slopes, scores.sinks, out.get(),
+                           lse.get(), causal, left, right, scores.softcap, scores.scale, nullptr);
   });
   return done ? pair(out, lse) : nullptr;
 }

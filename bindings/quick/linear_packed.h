@@ -5,13 +5,27 @@
 
 namespace quick {
 
-// int32, (rows, words); none without words.
+// int32, (rows, words); none without words. A small one lies on the stack.
 class Workspace : public Output {
  public:
-  Workspace(Values& v, int64_t rows, int64_t words) {
-    const int64_t shape[2] = {rows, words};
-    if (words) make(v, 0, 32, 2, shape);
+  Workspace(Values& v, int64_t rows, int64_t words) : shape_{rows, words}, strides_{words, 1} {
+    if (!v.ok || !words) return;
+    if (rows > kRoom / words) {
+      make(v, 0, 32, 2, shape_);
+      return;
+    }
+    small_.data = room_;
+    small_.device_type = HEXAD_CPU;
+    small_.dtype_bits = 32, small_.dtype_lanes = 1;
+    small_.ndim = 2, small_.shape = shape_, small_.strides = strides_;
   }
+  hexad_tensor* get() { return small_.data ? &small_ : Output::get(); }
+
+ private:
+  static constexpr int64_t kRoom = 4096;
+  int64_t shape_[2], strides_[2];
+  hexad_tensor small_{};
+  alignas(64) int32_t room_[kRoom];
 };
 
 inline PyObject* linear_packed(Values& v) {

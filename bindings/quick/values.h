@@ -17,8 +17,9 @@ struct Guards {
 };
 inline Guards guards = {};
 
-// How the elements of a tensor must lie: packed; each [i] packed; the last dimension packed.
-enum class Layout { packed, rows, unit };
+// How the elements of a tensor must lie: packed; each [i] packed; the last dimension packed;
+// anyhow.
+enum class Layout { packed, rows, unit, any };
 
 class Values {
  public:
@@ -51,7 +52,8 @@ class Values {
     for (int d = t->ndim - 1; d >= 0; packed *= t->shape[d--]) {
       const bool in_place = !t->strides || t->shape[d] == 1 || t->strides[d] == packed;
       all_packed &= in_place;
-      if (layout == Layout::packed || (layout == Layout::rows && d > 0) || d == t->ndim - 1)
+      if (layout == Layout::packed || (layout == Layout::rows && d > 0) ||
+          (layout == Layout::unit && d == t->ndim - 1))
         want(in_place);
     }
     static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
@@ -105,6 +107,18 @@ class Values {
     want(value == int32_t(value));
     return int32_t(value);
   }
+  // A tuple of at most `most` sizes; how many they are.
+  int sizes(int i, int64_t* out, Py_ssize_t most) {
+    if (!ok || !want(PyTuple_CheckExact(args_[i]) && PyTuple_GET_SIZE(args_[i]) <= most)) return 0;
+    const int count = int(PyTuple_GET_SIZE(args_[i]));
+    for (int d = 0; d < count && ok; ++d) {
+      int overflow = 0;
+      PyObject* size = PyTuple_GET_ITEM(args_[i], d);
+      if (want(PyLong_Check(size))) out[d] = PyLong_AsLongLongAndOverflow(size, &overflow);
+      want(!overflow && out[d] >= 0);
+    }
+    return count;
+  }
   bool none(int i) const { return args_[i] == Py_None; }
   double real(int i, double if_none = 0) {
     if (!ok || none(i)) return if_none;
@@ -134,6 +148,9 @@ class Output {
   Output(Values& v, const hexad_tensor* like, int ndim, const int64_t* shape) {
     make(v, like->dtype_code, like->dtype_bits, ndim, shape);
   }
+  Output(Values& v, int code, int bits, int ndim, const int64_t* shape) {
+    make(v, code, bits, ndim, shape);
+  }
   Output(const Output&) = delete;
   ~Output() {
     if (made_) made_->deleter(made_);
@@ -146,7 +163,6 @@ class Output {
     return failed ? nullptr : static_cast<PyObject*>(object);
   }
 
- protected:
   void make(Values& v, int code, int bits, int ndim, const int64_t* shape) {
     if (!v.ok) return;
     int64_t bytes = bits / 8;

@@ -38,11 +38,11 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
     const int64_t batch = k->shape[0], rows = k->shape[2];
     HEXAD_REQUIRE(!cos == !sin, "%s: missing, cos and sin come together", cos ? "sin" : "cos");
     require_places(*k_cache, *lengths, block_table, batch, 0, rows);
+    AppendKvArgs args{};
     if (cos) {
-      require_rotation(cos, sin, k->shape[3], *k);
+      args.tables_bf16 = require_rotation(cos, sin, k->shape[3], *k);
       require_positions(lengths, "lengths", batch, rows, cos->shape[0]);
     }
-    AppendKvArgs args{};
     args.k = data<void>(*k), args.v = data<void>(*v);
     args.k_cache = data<void>(*k_cache), args.v_cache = data<void>(*v_cache);
     args.lengths = data<int32_t>(*lengths), args.lengths_stride = stride(*lengths, 0);
@@ -51,7 +51,7 @@ extern "C" hexad_status hexad_append_kv(const hexad_tensor* k, const hexad_tenso
       strides_of(*block_table, 2, args.table_stride);
     }
     if (cos) {
-      args.cos = data<float>(*cos), args.sin = data<float>(*sin);
+      args.cos = data<void>(*cos), args.sin = data<void>(*sin);
       args.cos_stride = stride(*cos, 0), args.sin_stride = stride(*sin, 0);
     }
     if (quantised(kept)) {

@@ -97,20 +97,25 @@ inline void require_places(const hexad_tensor& cache, const hexad_tensor& length
 }
 
 // Rotation tables (max_pos, n / 2), and that positions [first, first + rows) of a row are in them.
-inline void require_rotation(const hexad_tensor* cos, const hexad_tensor* sin, int64_t head_dim,
+// Whether the tables are bfloat16, as `like` is then, on the CPU; else they are float32.
+inline bool require_rotation(const hexad_tensor* cos, const hexad_tensor* sin, int64_t head_dim,
                              const hexad_tensor& like) {
   const hexad_tensor* tensors[] = {cos, sin};
   const char* names[] = {"cos", "sin"};
   HEXAD_REQUIRE(head_dim % 2 == 0, "x: has head dimension %lld, wants an even one to rotate",
                 (long long)head_dim);
+  require_rank(cos, "cos", 2);
+  const bool bf16 =
+      dtype_of(*cos) == DType::bf16 && dtype_of(like) == DType::bf16 && !on_cuda(like);
   for (int i = 0; i < 2; ++i) {
     require_rank(tensors[i], names[i], 2);
-    require_dtype(*tensors[i], names[i], DType::f32);
+    require_dtype(*tensors[i], names[i], bf16 ? DType::bf16 : DType::f32);
     require_size(*tensors[i], names[i], 0, cos->shape[0]);
     require_size(*tensors[i], names[i], 1, head_dim / 2);
     require_rows(*tensors[i], names[i]);
     require_device(*tensors[i], names[i], like);
   }
+  return bf16;
 }
 
 inline void require_positions(const hexad_tensor* starts, const char* name, int64_t batch,

@@ -18,15 +18,15 @@ extern "C" hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* co
     require_shape(*y, "y", *x);
     require_distinct(*y, "y");
     HEXAD_REQUIRE(x->shape[3] > 0, "x: has head dimension 0, wants at least 2");
-    require_rotation(cos, sin, x->shape[3], *x);
+    RopeArgs args{};
+    args.tables_bf16 = require_rotation(cos, sin, x->shape[3], *x);
     if (positions) {
       require_index(positions, "positions", 1, *x);
       require_size(*positions, "positions", 0, x->shape[0]);
     }
     require_positions(positions, "positions", x->shape[0], x->shape[2], cos->shape[0]);
-    RopeArgs args{};
     args.x = data<void>(*x), args.y = data<void>(*y);
-    args.cos = data<float>(*cos), args.sin = data<float>(*sin);
+    args.cos = data<void>(*cos), args.sin = data<void>(*sin);
     if (positions) {
       args.positions = data<int32_t>(*positions);
       args.positions_stride = stride(*positions, 0);

@@ -35,9 +35,8 @@ void quantise(const float* x, int64_t n, int8_t* to, float* scale) {
 }
 
 // Copies a row of k or v, rotated where cos is given.
-template <class T>
-void put_row(const T* x, int64_t n, T* to, float*, const float* cos, const float* sin,
-             bool interleaved) {
+template <class T, class R>
+void put_row(const T* x, int64_t n, T* to, float*, const R* cos, const R* sin, bool interleaved) {
   if (cos)
     rotate(x, to, cos, sin, n, interleaved);
   else
@@ -45,8 +44,8 @@ void put_row(const T* x, int64_t n, T* to, float*, const float* cos, const float
 }
 
 // The same into an int8 cache: rotated and measured in float32.
-template <class T>
-void put_row(const T* x, int64_t n, int8_t* to, float* scale, const float* cos, const float* sin,
+template <class T, class R>
+void put_row(const T* x, int64_t n, int8_t* to, float* scale, const R* cos, const R* sin,
              bool interleaved) {
   float row[kRow];
   for (int64_t i = 0; i < n; ++i) row[i] = to_float(x[i]);
@@ -54,9 +53,10 @@ void put_row(const T* x, int64_t n, int8_t* to, float* scale, const float* cos, 
   quantise(row, n, to, scale);
 }
 
-// T: new rows, C: the cache.
-template <class T, class C>
+// T: new rows, C: the cache, R: the tables.
+template <class T, class C, class R>
 void run(const AppendKvArgs& a, int64_t begin, int64_t end) {
+  const R* const no_table = nullptr;
   for (int64_t t = begin; t < end; ++t) {
     const int64_t s = t % a.rows, h = t / a.rows % a.kv_heads, b = t / a.rows / a.kv_heads;
     const int64_t position = a.lengths[b * a.lengths_stride] + s;
@@ -70,18 +70,18 @@ void run(const AppendKvArgs& a, int64_t begin, int64_t end) {
     };
     const T* k = static_cast<const T*>(a.k) + place(a.k_stride, b, s);
     const T* v = static_cast<const T*>(a.v) + place(a.v_stride, b, s);
-    const float* cos = a.cos ? a.cos + position * a.cos_stride : nullptr;
-    const float* sin = a.cos ? a.sin + position * a.sin_stride : nullptr;
+    const R* cos = a.cos ? static_cast<const R*>(a.cos) + position * a.cos_stride : nullptr;
+    const R* sin = a.cos ? static_cast<const R*>(a.sin) + position * a.sin_stride : nullptr;
     put_row(k, a.head_dim, static_cast<C*>(a.k_cache) + place(a.k_cache_stride, page, slot),
             a.k_scale + place(a.k_scale_stride, page, slot), cos, sin, a.interleaved);
     put_row(v, a.value_dim, static_cast<C*>(a.v_cache) + place(a.v_cache_stride, page, slot),
-            a.v_scale + place(a.v_scale_stride, page, slot), nullptr, nullptr, false);
+            a.v_scale + place(a.v_scale_stride, page, slot), no_table, no_table, false);
   }
 }
 
-template <class T>
+template <class T, class R>
 void run(const AppendKvArgs& a, int64_t begin, int64_t end) {
-  a.k_scale ? run<T, int8_t>(a, begin, end) : run<T, T>(a, begin, end);
+  a.k_scale ? run<T, int8_t, R>(a, begin, end) : run<T, T, R>(a, begin, end);
 }
 
 }  // namespace
@@ -91,7 +91,8 @@ namespace HEXAD_ISA {
 void append_kv(const AppendKvArgs& a) {
   const int64_t grain = std::max<int64_t>(1, 8192 / (a.head_dim + a.value_dim));
   parallel_for(a.batch * a.kv_heads * a.rows, grain, [&](int64_t begin, int64_t end) {
-    a.bf16 ? run<bf16>(a, begin, end) : run<float>(a, begin, end);
+    if (a.tables_bf16) return run<bf16, bf16>(a, begin, end);
+    a.bf16 ? run<bf16, float>(a, begin, end) : run<float, float>(a, begin, end);
   });
 }
 

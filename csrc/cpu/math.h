@@ -7,14 +7,8 @@
 namespace hexad {
 namespace {
 
-// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor to r^7 (relative error below 6e-9), then 2^n in two
-// factors so that subnormal results round once and overflow reaches infinity.
-HEXAD_INLINE vf exp(vf x) {
-  x = max(set1(-104.f), min(set1(89.f), x));
-  const vf t = x * set1(1.44269504088896341f);
-  const vf n = round(t);
-  vf r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
+// e^r for |r| <= ln 2 / 2, Taylor to r^7 (relative error below 6e-9).
+HEXAD_INLINE vf exp_near_zero(vf r) {
   vf p = set1(1.f / 5040);
   p = fma(p, r, set1(1.f / 720));
   p = fma(p, r, set1(1.f / 120));
@@ -23,6 +17,18 @@ HEXAD_INLINE vf exp(vf x) {
   p = fma(p, r, set1(0.5f));
   p = fma(p, r, set1(1.f));
   p = fma(p, r, set1(1.f));
+  return p;
+}
+
+// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, then 2^n in two factors so that subnormal results round
+// once and overflow reaches infinity.
+HEXAD_INLINE vf exp(vf x) {
+  x = max(set1(-104.f), min(set1(89.f), x));
+  const vf t = x * set1(1.44269504088896341f);
+  const vf n = round(t);
+  vf r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  const vf p = exp_near_zero(r);
   const vi k = round_int(t);
   const vi half = k >> 1;
   const vf s1 = from_bits((half + set1i(127)) << 23);
@@ -128,14 +134,7 @@ HEXAD_INLINE vf exp_falling(vf x) {
   const vf n = t - set1(12582912.f);
   vf r = fma(n, set1(-0.693359375f), x);
   r = fma(n, set1(2.12194440e-4f), r);
-  vf p = set1(1.f / 5040);
-  p = fma(p, r, set1(1.f / 720));
-  p = fma(p, r, set1(1.f / 120));
-  p = fma(p, r, set1(1.f / 24));
-  p = fma(p, r, set1(1.f / 6));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.f));
-  p = fma(p, r, set1(1.f));
+  const vf p = exp_near_zero(r);
   const vi k = bits(t) - bits(set1(12582912.f));
   return select(gone, zero(), from_bits(bits(p) + (k << 23)));
 }

@@ -49,7 +49,7 @@ HEXAD_INLINE void centred(const T* x, int64_t n, float mean, double& first, doub
     vf a2 = zero(), b2 = zero(), c2 = zero(), d2 = zero();
     const auto add = [](vf v, vf& one, vf& two) __attribute__((always_inline)) {
       one = one + v;
-      two = two + v * v;
+      two = fma(v, v, two);
     };
     const int64_t stop = std::min(n, i + 64 * kLanes);
     for (; i + 4 * kLanes <= stop; i += 4 * kLanes) {
@@ -98,6 +98,8 @@ struct Affine {
   }
 };
 
+constexpr int64_t kAhead = 4096;  // elements of a row of which two fit the first cache
+
 // Elements share one feature, or have one each. The common forms have loops of their own.
 enum Form { kPlain, kWeight, kBoth, kSilu, kGeneral };  // kSilu: kBoth, then SiLU
 
@@ -120,11 +122,17 @@ void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
     return v;
   };
   past = past && streams(y);
+  // The next row comes in meanwhile: the passes over this one would leave memory idle.
+  const bool ahead = a.row <= kAhead;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const auto read = [&](const T* p) __attribute__((always_inline)) {
       return kShared ? set1(to_float(*p)) : load(p + i);
     };
+    if (ahead) {
+      __builtin_prefetch(x + i + a.x_stride);
+      if (!past) __builtin_prefetch(y + i + a.y_stride, 1);
+    }
     put(y + i, one(load(x + i), read), past);
   }
   if (i < n) {

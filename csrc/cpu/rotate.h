@@ -7,14 +7,15 @@
 namespace hexad {
 namespace {
 
-template <class T>
-void rotate(const T* x, T* y, const float* cos, const float* sin, int64_t n, bool interleaved) {
+template <class T, class C>
+void rotate(const T* x, T* y, const C* cos, const C* sin, int64_t n, bool interleaved) {
   const int64_t half = n / 2;
   if (interleaved) {
     for (int64_t i = 0; i < half; ++i) {
       const float a = to_float(x[2 * i]), b = to_float(x[2 * i + 1]);
-      put(y + 2 * i, a * cos[i] - b * sin[i]);
-      put(y + 2 * i + 1, b * cos[i] + a * sin[i]);
+      const float c = to_float(cos[i]), s = to_float(sin[i]);
+      put(y + 2 * i, a * c - b * s);
+      put(y + 2 * i + 1, b * c + a * s);
     }
     return;
   }

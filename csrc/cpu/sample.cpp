@@ -6,15 +6,12 @@
 #include <algorithm>
 #include <cfloat>
 
-#include "cpu/math.h"
 #include "cpu/parallel.h"
 #include "cpu/philox.h"
-#include "cpu/stores.h"
+#include "cpu/sample_weigh.h"
 
 namespace hexad {
 namespace {
-
-constexpr int64_t kChunk = 1024;
 
 // A long row goes in pieces that its length alone decides; f(piece, begin, end). A row that is
 // drawn by itself has all threads for that, rows of a batch have one each.
@@ -82,60 +79,51 @@ Peak find_peak(const T* logits, int64_t n, float* maxima) {
   return peak;
 }
 
-// w = exp((l - max) / temperature), 1 at the maximum also where that is infinite. In place is fine.
-template <class T>
-void weights(const T* logits, int64_t n, float max, float temperature, float* w) {
-  in_pieces(n, [&](int, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const int64_t rest = std::min<int64_t>(end - i, kLanes);
-      const vf l = rest == kLanes ? load(logits + i) : load_part(logits + i, rest);
-      const vf gap = (l - set1(max)) / set1(temperature);
-      const vf e = exp(select(equal(l, set1(max)), zero(), gap));
-      rest == kLanes ? store(w + i, e) : store_part(w + i, e, rest);
+// f(w, at, n) gives the weights of the chunk at `at` or where it put them, `w` being room for them.
+// In one pass: their sum a chunk and, where there are marks, the masses above them.
+template <class T, class F>
+HEXAD_INLINE double sum_all(const T* l, int64_t n, double* sums, const float* mark, double* mass,
+                            const F& f) {
+  double found[kPieces][kMarks];
+  const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
+    std::fill_n(found[p], kMarks, 0.0);
+    float room[kChunk];
+    for (int64_t at = begin; at < end; at += kChunk) {
+      const int64_t here = std::min(kChunk, end - at);
+      const float* w = f(room, at, here);
+      sums[at / kChunk] = sum_chunk(w, here);
+      if (mark) add_masses(l + at, w, here, mark, found[p]);
     }
   });
-}
-
-double sum_chunk(const float* w, int64_t n) {
-  double lane[kLanes] = {};
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) lane[j] += w[i + j];
-  for (int64_t i = whole; i < n; ++i) lane[i - whole] += w[i];
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
-  return lane[0];
-}
-
-double sum_all(const float* w, int64_t n) {
-  double found[kPieces], total = 0;
-  const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
-    found[p] = 0;
-    for (int64_t at = begin; at < end; at += kChunk)
-      found[p] += sum_chunk(w + at, std::min(kChunk, end - at));
-  });
-  for (int p = 0; p < pieces; ++p) total += found[p];
+  for (int j = 0; mark && j < kMarks; ++j) {
+    mass[j] = 0;
+    for (int p = 0; p < pieces; ++p) mass[j] += found[p][j];
+  }
+  double total = 0;
+  for (int64_t c = 0; c * kChunk < n; ++c) total += sums[c];
   return total;
 }
 
-// The first i whose running sum reaches u of the whole.
-int64_t draw(const float* w, int64_t n, double u) {
-  const double target = u * sum_all(w, n);
+// The first i whose running sum reaches u of the whole; chunk(at, n) gives weights.
+template <class F>
+HEXAD_INLINE int64_t draw(int64_t n, const double* sums, double total, double u, const F& chunk) {
+  const double target = u * total;
   double before = 0;
   int64_t at = 0;
   for (; at + kChunk < n; at += kChunk) {
-    const double after = before + sum_chunk(w + at, kChunk);
+    const double after = before + sums[at / kChunk];
     if (after >= target) break;
     before = after;
   }
-  const int64_t end = std::min(at + kChunk, n);
-  int64_t last = at;
-  for (int64_t i = at; i < end; ++i) {
+  const int64_t here = std::min(kChunk, n - at);
+  const float* w = chunk(at, here);
+  int64_t last = 0;
+  for (int64_t i = 0; i < here; ++i) {
     before += w[i];
     if (w[i] > 0) last = i;
     if (before >= target) break;
   }
-  return last;  // the last with a weight, where rounding leaves the running sum short
+  return at + last;  // the last with a weight, where rounding leaves the running sum short
 }
 
 // Orders as the float does; -0 is 0.
@@ -146,17 +134,19 @@ uint32_t order_key(float l) {
   return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
+// The key that order_key made of it.
+float of_key(uint32_t key) {
+  const uint32_t u = key ^ (key >> 31 ? 0x80000000u : 0xffffffffu);
+  float l;
+  memcpy(&l, &u, sizeof l);
+  return l;
+}
+
 // The smallest set, largest key first and then by index, whose mass reaches the target: all above
-// `key`, and of its equals as many as it takes.
+// `key`, whose mass is `above`, and of its equals as many as it takes.
 struct Cut {
   uint32_t key;
   double above, target;
-  bool keeps(uint32_t k, double mass) {
-    if (k != key) return k > key;
-    const bool in = above < target;
-    above += mass;
-    return in;
-  }
 };
 
 template <class Key, class Mass>
@@ -185,50 +175,99 @@ Cut find_cut(int64_t n, double target, const Key& key, const Mass& mass) {
 struct Row {
   float *w, *l;
   int32_t *index, *spare;
+  double* sums;  // of each chunk's w; may lie in `spare`
   int64_t n;
   bool listed;
 
   int32_t token(int64_t i) const { return listed ? index[i] : int32_t(i); }
 
-  template <class Keep>
-  HEXAD_INLINE void filter(const Keep& keep) {
-    int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool stays = keep(i);
-      const int32_t t = token(i);
-      w[kept] = w[i];
-      index[kept] = t;
-      kept += stays;
-    }
-    n = kept;
-    listed = true;
+  // The weights of the listed.
+  void weigh(const Weigh& weigh) {
+    in_pieces(n, [&](int, int64_t begin, int64_t end) {
+      weigh.chunk(l + begin, end - begin, w + begin);
+    });
+  }
+  double sum(const float* mark, double* mass) {
+    return sum_all(l, n, sums, mark, mass,
+                   [&](float*, int64_t at, int64_t) -> const float* { return w + at; });
   }
 
   // The tokens whose logit is at least `least`; `given` are the logits, `weighed`: w holds theirs.
   template <class T>
   void at_least(float least, const T* given, bool weighed) {
-    int64_t kept = 0, i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
+    int64_t first[kPieces], kept[kPieces];
+    const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
+      first[p] = begin;
+      kept[p] = at_least(least, given, weighed, begin, end);
+    });
+    n = kept[0];
+    for (int p = 1; p < pieces; n += kept[p++]) {
+      memmove(l + n, l + first[p], kept[p] * sizeof *l);
+      memmove(index + n, index + first[p], kept[p] * sizeof *index);
+      if (weighed) memmove(w + n, w + first[p], kept[p] * sizeof *w);
+    }
+    listed = true;
+  }
+
+  // Of [begin, end) only, which the kept move to the front of; how many they are.
+  template <class T>
+  int64_t at_least(float least, const T* given, bool weighed, int64_t begin, int64_t end) {
+    int64_t to = begin, i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
       const vf logit = load(given + i);
-      const vi stays = less(logit, set1(least)) ^ set1i(-1);
+      const vi stays = hexad::at_least(logit, set1(least));
       if (!any(stays)) continue;
       const vf weight = weighed ? load(w + i) : zero();
       const vf where = from_bits(listed ? load(index + i) : iota() + set1i(int32_t(i)));
-      const int count = store_kept(l + kept, logit, stays);
-      if (weighed) store_kept(w + kept, weight, stays);
-      store_kept(reinterpret_cast<float*>(index) + kept, where, stays);
-      kept += count;
+      const int count = store_kept(l + to, logit, stays);
+      if (weighed) store_kept(w + to, weight, stays);
+      store_kept(reinterpret_cast<float*>(index) + to, where, stays);
+      to += count;
     }
-    for (; i < n; ++i) {
+    for (; i < end; ++i) {
       const float logit = to_float(given[i]);
       if (logit < least) continue;
       const int32_t t = token(i);
-      if (weighed) w[kept] = w[i];
-      l[kept] = logit;
-      index[kept++] = t;
+      if (weighed) w[to] = w[i];
+      l[to] = logit;
+      index[to++] = t;
     }
-    n = kept;
-    listed = true;
+    return to - begin;
+  }
+
+  // What the cut keeps of the listed.
+  void keep(Cut cut, bool weighed) {
+    const float least = of_key(cut.key);
+    at_least(least, l, weighed);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int64_t end = std::min(i + kLanes, n);
+      if (end - i == kLanes && !any(equal(load(l + i), set1(least)))) continue;
+      for (int64_t j = i; j < end; ++j) {
+        if (l[j] != least) continue;
+        if (cut.above >= cut.target) {  // here and from here on equals are too many
+          n = j + at_least(of_key(cut.key + 1), l, weighed, j, n);
+          return;
+        }
+        cut.above += weighed ? w[j] : 1.f;
+      }
+    }
+  }
+
+  // Lists in `spare` the places with low <= l, and l < high unless that is NaN; how many they are.
+  int64_t between(float low, float high) {
+    int64_t to = 0, i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      const vf x = load(l + i);
+      const vi in = hexad::at_least(x, set1(low)) & (hexad::at_least(x, set1(high)) ^ set1i(-1));
+      if (!any(in)) continue;
+      to += store_kept(reinterpret_cast<float*>(spare) + to, from_bits(iota() + set1i(int32_t(i))),
+                       in);
+    }
+    for (; i < n; ++i) {
+      spare[to] = int32_t(i);
+      to += l[i] >= low && !(l[i] >= high);
+    }
+    return to;
   }
 };
 
@@ -236,10 +275,7 @@ struct Row {
 float kth_largest(const float* l, int64_t n, int64_t k) {
   Cut cut = find_cut(
       n, double(k), [&](int64_t i) { return order_key(l[i]); }, [](int64_t) { return 1.0; });
-  const uint32_t u = cut.key ^ (cut.key >> 31 ? 0x80000000u : 0xffffffffu);
-  float found;
-  memcpy(&found, &u, sizeof found);
-  return found;
+  return of_key(cut.key);
 }
 
 template <class T>
@@ -248,44 +284,10 @@ void keep_top_k(Row& row, const T* logits, int64_t k, const float* maxima) {
   const float least =
       row.n >= kChunk && k <= sets / 2 ? kth_largest(maxima, sets, k) : -__builtin_inff();
   row.at_least(least, logits, false);
-  auto key = [&](int64_t i) { return order_key(row.l[i]); };
-  Cut cut = find_cut(row.n, double(k), key, [](int64_t) { return 1.0; });
-  int64_t n = 0;
-  for (int64_t i = 0; i < row.n; ++i)
-    if (cut.keeps(key(i), 1.0)) {
-      row.l[n] = row.l[i];
-      row.index[n++] = row.index[i];
-    }
-  row.n = n;
-}
-
-constexpr int kMarks = 8;
-
-// mass[j]: the weight of the tokens with a logit of at least mark[j].
-template <class T>
-void masses(const T* l, const float* w, int64_t n, const float* mark, double* mass) {
-  double found[kPieces][kMarks];
-  const int pieces = in_pieces(n, [&](int p, int64_t begin, int64_t end) {
-    for (int j = 0; j < kMarks; ++j) found[p][j] = 0;
-    for (int64_t at = begin; at < end; at += kChunk) {
-      vf sums[kMarks];
-#pragma GCC unroll 8
-      for (int j = 0; j < kMarks; ++j) sums[j] = zero();
-      for (int64_t i = at; i < std::min(at + kChunk, end); i += kLanes) {
-        const int64_t rest = std::min<int64_t>(end - i, kLanes);
-        const vf weight = rest == kLanes ? load(w + i) : load_part(w + i, rest);
-        const vf logit = rest == kLanes ? load(l + i) : load_part(l + i, rest);
-#pragma GCC unroll 8
-        for (int j = 0; j < kMarks; ++j)
-          sums[j] = sums[j] + select(less(logit, set1(mark[j])), zero(), weight);
-      }
-      for (int j = 0; j < kMarks; ++j) found[p][j] += sum(sums[j]);
-    }
-  });
-  for (int j = 0; j < kMarks; ++j) {
-    mass[j] = 0;
-    for (int p = 0; p < pieces; ++p) mass[j] += found[p][j];
-  }
+  row.keep(find_cut(
+               row.n, double(k), [&](int64_t i) { return order_key(row.l[i]); },
+               [](int64_t) { return 1.0; }),
+           false);
 }
 
 // `low` and `high` close in on the logit where the mass from above reaches the target; `above` is
@@ -295,12 +297,7 @@ struct Bracket {
   double above;
   bool bounded;  // by high
 
-  bool over(float l) const { return bounded && l >= high; }
-
-  template <class T>
-  void narrow(const T* l, const float* w, int64_t n, const float* mark, double target) {
-    double mass[kMarks];
-    masses(l, w, n, mark, mass);
+  void narrow(const float* mark, const double* mass, double target) {
     for (int j = 0; j < kMarks; ++j) {  // marks fall
       if (mass[j] >= target) {
         low = mark[j];
@@ -313,39 +310,45 @@ struct Bracket {
 };
 
 template <class T>
-void keep_top_p(Row& row, const T* logits, float max, float temperature, double p) {
-  const double target = std::max(p * sum_all(row.w, row.n), DBL_MIN);
-  const float far = __builtin_inff();
-  Bracket bracket{-far, far, 0, false};
-  static const float depth[kMarks] = {0.5f, 1.f, 2.f, 3.f, 4.f, 5.f, 7.f, 10.f};
+void keep_top_p(Row& row, const T* logits, const Weigh& weigh, float p) {
+  const float far = __builtin_inff(), max = weigh.max;
+  static const float depth[kMarks] = {1.5f, 4.f, 7.f, 10.f};
   float mark[kMarks];
-  for (int j = 0; j < kMarks; ++j) mark[j] = max - depth[j] * temperature;
+  double mass[kMarks];
+  for (int j = 0; j < kMarks; ++j) mark[j] = max - depth[j] * weigh.temperature;
+  const double total = row.listed ? row.sum(mark, mass)
+                                  : sum_all(logits, row.n, row.sums, mark, mass, weigh.of(logits));
+  const double target = std::max(p * total, DBL_MIN);
+  Bracket bracket{-far, far, 0, false};
+  bracket.narrow(mark, mass, target);
   if (row.listed) {
-    bracket.narrow(row.l, row.w, row.n, mark, target);
     row.at_least(bracket.low, row.l, true);
   } else {
-    bracket.narrow(logits, row.w, row.n, mark, target);
-    row.at_least(bracket.low, logits, true);
+    row.at_least(bracket.low, logits, false);
+    row.weigh(weigh);
   }
   for (int round = 0; round < 3 && row.n > 256; ++round) {
     const float top = bracket.bounded ? bracket.high : max, width = top - bracket.low;
     if (!(width > 0 && width < far)) break;
     for (int j = 0; j < kMarks; ++j)
       mark[j] = bracket.low + width * (float(kMarks - 1 - j) / kMarks);
-    bracket.narrow(row.l, row.w, row.n, mark, target);
+    row.sum(mark, mass);
+    bracket.narrow(mark, mass, target);
   }
-  int64_t between = 0;
-  for (int64_t i = 0; i < row.n; ++i) {
-    row.spare[between] = int32_t(i);
-    between += row.l[i] >= bracket.low && !bracket.over(row.l[i]);
-  }
+  const int64_t between =
+      row.between(bracket.low, bracket.bounded ? bracket.high : __builtin_nanf(""));
   Cut cut = find_cut(
       between, target - bracket.above, [&](int64_t i) { return order_key(row.l[row.spare[i]]); },
       [&](int64_t i) { return double(row.w[row.spare[i]]); });
-  row.filter([&](int64_t i) {
-    const float l = row.l[i];
-    return bracket.over(l) || (l >= bracket.low && cut.keeps(order_key(l), row.w[i]));
-  });
+  // Where rounding left the masses short of the target, all from `low` on stays.
+  cut.key = std::max(cut.key, order_key(bracket.low));
+  row.keep(cut, true);
+}
+
+template <class T>
+T* aligned(void* p) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + alignof(T) - 1) / alignof(T) *
+                              alignof(T));
 }
 
 template <class T>
@@ -354,7 +357,10 @@ int64_t token_of(const SampleArgs& a, int64_t b, int32_t* workspace) {
   float* const area = reinterpret_cast<float*>(workspace);
   const int64_t v = a.vocabulary;
   const float temperature = a.temperature[b], top_p = a.top_p[b], min_p = a.min_p[b];
-  Row row{area, area + v, workspace + 2 * v, workspace + 3 * v, v, false};
+  int32_t* const spare = workspace + 3 * v;
+  double few[kSampleScratch / kChunk];
+  double* const sums = v <= kSampleScratch ? few : aligned<double>(spare);
+  Row row{area, area + v, workspace + 2 * v, spare, sums, v, false};
   const int64_t k = a.top_k[b];
   const bool cut = temperature > 0 && k > 0 && k < v;
   // There is room: 16 maxima a chunk of 1024, in whole vectors.
@@ -366,19 +372,27 @@ int64_t token_of(const SampleArgs& a, int64_t b, int32_t* workspace) {
     while (to_float(logits[i]) != peak.max) ++i;
     return i;
   }
+  Weigh weigh(peak.max, temperature);
   if (cut) {
     keep_top_k(row, logits, k, row.w);
-    weights(row.l, row.n, peak.max, temperature, row.w);
-  } else {
-    weights(logits, v, peak.max, temperature, row.w);
+    row.weigh(weigh);
   }
-  if (top_p < 1) keep_top_p(row, logits, peak.max, temperature, top_p);
-  if (min_p > 0) row.at_least(min_p, row.w, true);
+  if (top_p < 1) keep_top_p(row, logits, weigh, top_p);
+  if (min_p > 0 && row.listed) row.at_least(min_p, row.w, true);
+  weigh.floor = min_p;
 
   const uint64_t position = uint64_t(a.position[b]);
   uint32_t c[4][1] = {{~0u}, {~0u}, {uint32_t(position)}, {uint32_t(position >> 32)}};
   philox(c, uint64_t(a.seeds[b]));
-  return row.token(draw(row.w, row.n, uniform52(c[0][0], c[1][0])));
+  const double u = uniform52(c[0][0], c[1][0]);
+  if (row.listed) {
+    const auto there = [&](int64_t at, int64_t) -> const float* { return row.w + at; };
+    return row.index[draw(row.n, sums, row.sum(nullptr, nullptr), u, there)];
+  }
+  const auto of = weigh.of(logits);
+  float room[kChunk];
+  return draw(v, sums, sum_all(logits, v, sums, nullptr, nullptr, of), u,
+              [&](int64_t at, int64_t n) { return of(room, at, n); });
 }
 
 }  // namespace

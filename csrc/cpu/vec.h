@@ -255,6 +255,14 @@ HEXAD_INLINE typename IntOf<Pair<T>>::type equal(Pair<T> a, Pair<T> b) {
   return {equal(a.lo, b.lo), equal(a.hi, b.hi)};
 }
 template <class V>
+HEXAD_INLINE typename IntOf<V>::type at_least(V a, V b) {
+  return a >= b;
+}
+template <class T>
+HEXAD_INLINE typename IntOf<Pair<T>>::type at_least(Pair<T> a, Pair<T> b) {
+  return {at_least(a.lo, b.lo), at_least(a.hi, b.hi)};
+}
+template <class V>
 HEXAD_INLINE V less_int(V a, V b) {
   return a < b;
 }
@@ -269,6 +277,15 @@ HEXAD_INLINE V select(typename IntOf<V>::type m, V a, V b) {
 template <class T>
 HEXAD_INLINE Pair<T> select(typename IntOf<Pair<T>>::type m, Pair<T> a, Pair<T> b) {
   return {select(m.lo, a.lo, b.lo), select(m.hi, a.hi, b.hi)};
+}
+// a + b where x >= bound, else a: a comparison and an addition where the machine has masks.
+HEXAD_INLINE vf add_from(vf a, vf b, vf x, vf bound) {
+#if defined(__AVX512F__)
+  const __mmask16 from = _mm512_cmp_ps_mask((__m512)x, (__m512)bound, _CMP_GE_OQ);
+  return (vf)_mm512_mask_add_ps((__m512)a, from, (__m512)a, (__m512)b);
+#else
+  return select(at_least(x, bound), a + b, a);
+#endif
 }
 // A NaN in b wins (a is the bound, b the datum), so clamping keeps NaN.
 HEXAD_INLINE vf max(vf a, vf b) {

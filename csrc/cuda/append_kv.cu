@@ -102,8 +102,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     put_row(static_cast<const T*>(a.k) + place(a.k_stride, b, s), a.head_dim,
             static_cast<C*>(a.k_cache) + place(a.k_cache_stride, page, slot),
             a.k_scale + place(a.k_scale_stride, page, slot), a.float8,
-            a.cos ? a.cos + position * a.cos_stride : nullptr,
-            a.cos ? a.sin + position * a.sin_stride : nullptr, a.interleaved, k_aligned);
+            a.cos ? static_cast<const float*>(a.cos) + position * a.cos_stride : nullptr,
+            a.cos ? static_cast<const float*>(a.sin) + position * a.sin_stride : nullptr,
+            a.interleaved, k_aligned);
 }
 
 template <class T, class C>

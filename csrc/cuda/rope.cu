@@ -20,8 +20,9 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeArgs a, int64_t tile
   float y[2][kWide<T>];
   const Runs runs = rotated(
       static_cast<const T*>(a.x) + b * a.x_stride[0] + h * a.x_stride[1] + row * a.x_stride[2],
-      a.cos + position * a.cos_stride, a.sin + position * a.sin_stride, pair, a.head_dim,
-      a.interleaved, aligned, y);
+      static_cast<const float*>(a.cos) + position * a.cos_stride,
+      static_cast<const float*>(a.sin) + position * a.sin_stride, pair, a.head_dim, a.interleaved,
+      aligned, y);
   T* const to = static_cast<T*>(a.y) + b * a.y_stride[0] + h * a.y_stride[1] + row * a.y_stride[2];
   store_wide(to + runs.at[0], runs.count[0], aligned, y[0]);
   store_wide(to + runs.at[1], runs.count[1], aligned, y[1]);

@@ -108,6 +108,8 @@ def randn(seeds: Tensor | Sequence[int], shape: Sequence[int], *, offset: int = 
     Returns (B, *shape) float32. A row depends on its own seed, `offset` and each element's place in the row
     only; a longer row starts with the shorter one's values.
     """
+    if type(seeds) is Tensor and type(shape) is tuple:
+        return _op(seeds, shape, offset)
     if arrays.foreign(seeds):
         return arrays.serve(lambda s: randn(s, shape, offset=offset), [seeds], ["seeds"], [False])
     try:

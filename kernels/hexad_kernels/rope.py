@@ -71,8 +71,9 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, int
 
 
 def table(t: Tensor) -> Tensor:
-    """A rotation table as the compiled kernels read it."""
-    return check.unit_stride(t if t.dtype == torch.float32 else t.float())
+    """A rotation table as the compiled kernels read it: float32, on the CPU also bfloat16."""
+    kept = t.dtype == torch.float32 or (t.dtype == torch.bfloat16 and t.is_cpu and not native.emulated)
+    return check.unit_stride(t if kept else t.float())
 
 
 def _native(

@@ -78,7 +78,8 @@ HEXAD_API const char* hexad_cuda_missing(void);
  *   Row s of sequence b goes to position lengths[b] + s: slot position % page of page
  *   block_table[b][position / page], or of page b where block_table is NULL.
  *   lengths (B) and block_table (B, max_pages) int32; on the CPU they are checked before anything
- * is written. cos, sin (max_pos, D / 2) float32, both or neither: k is rotated as in rope.
+ * is written. cos, sin (max_pos, D / 2), both or neither: k is rotated as in rope, whose tables
+ * they are.
  *   k_scale, v_scale (P, Hkv, page) float32: NULL, or the scales of an int8 cache, written as it
  * is: scale = max |x| / 127 of a row, and x / scale rounded to nearest even; on CUDA also of a
  *   float8_e4m3fn (448 in place of 127) or float8_e5m2 cache (57344). */
@@ -261,9 +262,9 @@ HEXAD_API hexad_status hexad_merge_attention(const hexad_tensor* out_a, const he
                                              hexad_stream stream);
 
 /* rope: rotates pairs (x1, x2) of a row at position p to (x1 c - x2 s, x2 c + x1 s), c = cos[p],
- * s = sin[p]. x, y (B, H, S, D); cos, sin (max_pos, D / 2) float32; row s of sequence b is at
- *   position positions[b] + s (positions (B) int32, NULL: 0). A pair is (i, i + D / 2), or
- *   (2i, 2i + 1) where interleaved is not 0. */
+ * s = sin[p]. x, y (B, H, S, D); cos, sin (max_pos, D / 2) float32, on the CPU also bfloat16 for
+ *   an x of that dtype; row s of sequence b is at position positions[b] + s (positions (B) int32,
+ * NULL: 0). A pair is (i, i + D / 2), or (2i, 2i + 1) where interleaved is not 0. */
 HEXAD_API hexad_status hexad_rope(const hexad_tensor* x, const hexad_tensor* cos,
                                   const hexad_tensor* sin, const hexad_tensor* positions,
                                   hexad_tensor* y, int32_t interleaved, hexad_stream stream);
