@@ -270,6 +270,19 @@ template <class T>
 HEXAD_INLINE Pair<T> select(typename IntOf<Pair<T>>::type m, Pair<T> a, Pair<T> b) {
   return {select(m.lo, a.lo, b.lo), select(m.hi, a.hi, b.hi)};
 }
+// Whether a mask is set in all lanes.
+HEXAD_INLINE bool all_set(vi m) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)m) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)(m.lo & m.hi)) == -1;
+#else
+  int32_t lanes[kLanes], all = -1;
+  memcpy(lanes, &m, sizeof m);
+  for (int i = 0; i < kLanes; ++i) all &= lanes[i];
+  return all == -1;
+#endif
+}
 // A NaN in b wins (a is the bound, b the datum), so clamping keeps NaN.
 HEXAD_INLINE vf max(vf a, vf b) {
   return select(less(b, a), a, b);
