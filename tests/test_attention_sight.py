@@ -125,3 +125,41 @@ def test_scores_that_grow_and_fall_along_the_keys(dtype, dims):
             for g, b, e, ulp in zip(got, base, exact, (torch.finfo(dtype).eps, 2.0**-23)):
                 bound = 2 * (b - e).abs().max() + ulp * e.abs().max()
                 assert (g - e).abs().max() <= bound
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("option", ["alibi", "far_cap", "near_cap", "bias", "all"])
+def test_a_row_alone_has_its_bits_with_every_option(dtype, option):
+    """Alone, with the keys it sees only; one key further on it stands in a block of later rows."""
+    q, k, v = inputs(dtype, heads=4, kv_heads=2, rows=230, keys=230)
+    q = 2 * q  # some scores lie far from the others
+    slopes, bias = torch.tensor([0.5, 0.2, 0.05, 0.002]), inputs(dtype, rows=230, dim=230)[0][:, :1]
+    options = {
+        "alibi": {"alibi_slopes": slopes},
+        "far_cap": {"softcap": 3.0},
+        "near_cap": {"softcap": 30.0},
+        "bias": {"mask": bias},
+        "all": {"alibi_slopes": slopes, "softcap": 9.0, "mask": bias},
+    }[option]
+    k[:, :, 200:] = torch.nan  # hidden from the rows in question
+    whole = attention(q, k, v, causal=True, return_lse=True, **options)
+    with hexad_kernels.backend("reference"):
+        want = attention(q, k, v, causal=True, return_lse=True, **options)
+    for i in [0, 1, 15, 16, 31, 63, 64, 65, 126, 127, 128, 140, 191, 199]:
+        part = dict(options)
+        if "mask" in part:
+            part["mask"] = bias[:, :, i : i + 1, : i + 1]
+        alone = attention(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1], causal=True, return_lse=True, **part)
+        assert same(alone, [t[:, :, i : i + 1] for t in whole])
+        torch.testing.assert_close(whole[1][:, :, i], want[1][:, :, i], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", HALVES[:2], ids=str)  # float16's least number is small enough to be added to
+def test_a_bias_of_the_least_number_in_all_of_a_row_weighs_its_keys_alike(dtype):
+    q, k, v = inputs(dtype)
+    mask = torch.full((70, 140), torch.finfo(dtype).min, dtype=dtype)
+    mask[3] = 0
+    got, plain = attention(q, k, v, mask=mask), attention(q, k, v)
+    assert same([got[:, :, 3]], [plain[:, :, 3]])
+    mean = v.float().mean(2, keepdim=True).expand(got.shape)
+    torch.testing.assert_close(got[:, :, 4:].float(), mean[:, :, 4:], rtol=2e-2, atol=2e-3)

@@ -33,8 +33,9 @@ class TileBlock {
         sight_(job, begin, end),
         q_step_(steps_of(std::min(kDims, job.head_dim)) * kStepWidth),
         o_step_((job.value_dim + kLanes - 1) / kLanes * kLanes),
-        adjusted_(job.mask.kind > MaskKind::boolean || job.softcap > 0 || job.slopes),
-        softmax_{adjusted_ ? kLog2e : job.scale * kLog2e} {}
+        form_(form_of(job.mask.kind > MaskKind::boolean,
+                      job.mask.kind == MaskKind::bf16 && job.mask.key == 1, job.scale, job.softcap,
+                      job.slopes)) {}
 
   void run() {
     const int64_t rows = (sight_.rows + kStrip - 1) / kStrip * kStrip;
@@ -43,6 +44,7 @@ class TileBlock {
     std::fill(sums_, sums_ + rows * kLanes, 0.f);
     if (sight_.first < sight_.last) {
       const Tiles tiles;
+      const SubnormalsAreZero mode;
       if (job_.head_dim <= kDims) take_queries(0, job_.head_dim);
       walk();
     }
@@ -55,8 +57,12 @@ class TileBlock {
       const bool there = r < sight_.rows;
       const bf16* q = job_.q;
       if (there) q += sight_.head[r] * job_.q_head + sight_.query[r] * job_.q_row + at;
-      for (int64_t d = 0; d < q_step_; d += kStepWidth)
+      // A packed row's neighbours are not those of memory.
+      const int64_t ahead = 8 * job_.q_row;
+      for (int64_t d = 0; d < q_step_; d += kStepWidth) {
+        __builtin_prefetch(q + ahead + d);
         _mm512_store_si512(q_ + r * q_step_ + d, load_32(q + d, there ? dims - d : 0));
+      }
     }
   }
 
@@ -277,44 +283,87 @@ class TileBlock {
   // Scores of a strip become weights; before(), before its earlier sums are to fall.
   template <class Before>
   void soften(int t, int strip, float* s, bf16* p, const Before& before) {
-    const bool plain = sight_.tiles[t].strips[strip].plain;
-    plain ? soften<true>(t, strip, s, p, before) : soften<false>(t, strip, s, p, before);
+    const float scale = job_.scale, softcap = job_.softcap;
+    const int64_t base = bases_[t];
+    const Mask& mask = job_.mask;
+    // Where a mask can be read as it lies.
+    const bool whole = mask.key == 1 && base + kTile <= job_.count;
+    switch (form_) {
+      case Form::plain:
+        soften(t, strip, s, p, before, [&](int, float*) { return PlainScore(scale); });
+        break;
+      case Form::capped: {
+        const CappedScore capped(scale, softcap);
+        soften(t, strip, s, p, before, [&](int, float*) -> const CappedScore& { return capped; });
+        break;
+      }
+      case Form::sloped:
+        soften(t, strip, s, p, before,
+               [&](int r, float*) { return SlopedScore(scale, place(base, r)); });
+        break;
+      case Form::biased_bf16:
+        if (whole) {
+          soften(t, strip, s, p, before, [&](int r, float*) {
+            const bf16* bias = static_cast<const bf16*>(mask.data) + sight_.mask_at(r) + base;
+            // The tile after those in scratch.
+            _mm_prefetch(bias + kMostTiles * kTile, _MM_HINT_T1);
+            _mm_prefetch(bias + kMostTiles * kTile + kTile / 2, _MM_HINT_T1);
+            return BiasedScore<bf16>(scale, bias);
+          });
+          break;
+        }
+        [[fallthrough]];
+      case Form::biased:
+        if (whole && mask.kind == MaskKind::f32) {
+          soften(t, strip, s, p, before, [&](int r, float*) {
+            const float* bias = static_cast<const float*>(mask.data) + sight_.mask_at(r) + base;
+            for (int j = 0; j < kTile; j += kLanes)
+              _mm_prefetch(bias + kMostTiles * kTile + j, _MM_HINT_T1);
+            return BiasedScore<float>(scale, bias);
+          });
+          break;
+        }
+        soften(t, strip, s, p, before, [&](int r, float*) {
+          sight_.read_bias(base, r, bias_);
+          return BiasedScore<float>(scale, bias_);
+        });
+        break;
+      case Form::general:
+        soften(t, strip, s, p, before, [&](int r, float* row) {
+          const bool biased = mask.kind > MaskKind::boolean;
+          if (biased) sight_.read_bias(base, r, bias_);
+          return general(row, scale, softcap, place(base, r), biased ? bias_ : nullptr);
+        });
+    }
     settle();
   }
 
-  template <bool kPlain, class Before>
-  HEXAD_INLINE void soften(int t, int strip, float* s, bf16* p, const Before& before) {
+  Place place(int64_t base, int r) const {
+    return {job_.slopes ? job_.slopes[sight_.head[r]] : 0,
+            float(sight_.query[r] + job_.offset - base)};
+  }
+
+  // score_of(r, s): the Score of a row.
+  template <class Before, class ScoreOf>
+  HEXAD_INLINE void soften(int t, int strip, float* s, bf16* p, const Before& before,
+                           const ScoreOf& score_of) {
+    sight_.tiles[t].strips[strip].plain ? soften<true>(t, strip, s, p, before, score_of)
+                                        : soften<false>(t, strip, s, p, before, score_of);
+  }
+
+  template <bool kPlain, class Before, class ScoreOf>
+  HEXAD_INLINE void soften(int t, int strip, float* s, bf16* p, const Before& before,
+                           const ScoreOf& score_of) {
     const int first = strip * kStrip;
     for (int r = first; r < first + sight_.rows_of(strip); ++r, s += kTile, p += kTile) {
-      if (adjusted_) adjust(bases_[t], r, s);
       const uint64_t seen = kPlain ? ~uint64_t(0) : sight_.tiles[t].words[r];
-      const float fall = softmax_.row<kPlain>(s, seen, best_ + r, sums_ + r * kLanes, p);
+      const float fall =
+          soften_row<kPlain>(score_of(r, s), s, seen, best_ + r, sums_ + r * kLanes, p);
       if (__builtin_expect(fall != 1, 0)) {
         before();
         float* out = out_ + r * o_step_;
         for (int64_t d = 0; d < o_step_; d += kLanes) store(out + d, load(out + d) * set1(fall));
       }
-    }
-  }
-
-  // Scale, soft cap, ALiBi, floating mask: for one row.
-  __attribute__((noinline)) void adjust(int64_t base, int r, float* s) const {
-    for (int j = 0; j < kTile; j += kLanes) {
-      vf x = load(s + j) * set1(job_.scale);
-      if (job_.softcap > 0) {
-        const vf cap = set1(job_.softcap);
-        const vf y = x / cap;
-        // Scores mostly lie far below the cap.
-        const bool near = signs(less(abs(y), set1(0.625f))) == 0xffff;
-        x = cap * (near ? tanh_near_zero(y) : tanh(y));
-      }
-      if (job_.slopes) {
-        const vf key = to_float(iota()) + set1(float(j));
-        const vf place = set1(float(sight_.query[r] + job_.offset - base));
-        x = x + set1(-job_.slopes[sight_.head[r]]) * abs(place - key);
-      }
-      if (job_.mask.kind > MaskKind::boolean) x = x + sight_.bias(base, r, j);
-      store(s + j, x);
     }
   }
 
@@ -346,7 +395,7 @@ class TileBlock {
       }
       alignas(64) float sinks[kLanes] = {};
       for (int i = 0; job_.sinks && i < count; ++i) sinks[i] = job_.sinks[sight_.head[n + i]];
-      close_softmax(best_ + n, total, job_.sinks ? sinks : nullptr, factor, lse);
+      close_softmax(form_, best_ + n, total, job_.sinks ? sinks : nullptr, factor, lse);
       for (int i = 0; i < count; ++i) {
         const int64_t query = sight_.query[n + i], head = sight_.head[n + i];
         bf16* out = job_.out + head * job_.out_head + query * job_.out_row;
@@ -360,8 +409,8 @@ class TileBlock {
   const Job<bf16>& job_;
   RowSight sight_;
   const int64_t q_step_, o_step_;
-  const bool adjusted_;
-  const Softmax softmax_;
+  const Form form_;
+  alignas(64) float bias_[kTile];  // of a row
   alignas(64) float best_[kMostRows], sums_[kMostRows * kLanes];
   alignas(64) bf16 q_[kBlockNumbers];                     // queries
   alignas(64) float out_[kBlockNumbers];                  // sums, not yet divided

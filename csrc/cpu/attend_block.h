@@ -152,15 +152,7 @@ class Block {
       }
       scale = set1(1.f);
     };
-    if (job_.softcap > 0) {
-      const vf cap = set1(job_.softcap);
-      each([&](int, vf s) {
-        const vf x = s / cap;
-        // Scores mostly lie far below the cap.
-        const bool near = signs(less(abs(x), set1(0.625f))) == 0xffff;
-        return cap * (near ? tanh_near_zero(x) : tanh(x));
-      });
-    }
+    if (job_.softcap > 0) each([&](int, vf s) { return soft_cap(s, job_.softcap); });
     if (job_.slopes) {
       alignas(64) float slope[kLanes], at[kLanes];
       for (int i = 0; i < kLanes; ++i) {

@@ -8,9 +8,10 @@
 #if HEXAD_TILES
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/ahead.h"
-#include "cpu/math.h"
+#include "cpu/attend_scores.h"
 #include "cpu/turn.h"
 
 namespace hexad {
@@ -21,7 +22,6 @@ constexpr int kTileFloats = 256;  // of 16 rows of 64 bytes
 constexpr int kGroups = kTileKeys / kTileSide;
 constexpr int kStepWidth = 2 * kTilePairs;      // dimensions or keys that one product sums over
 constexpr int16_t kInfinite = int16_t(0xff00);  // a doubled word from which on it is not finite
-constexpr float kLog2e = 1.44269504088896341f;
 // A row's weights may exceed 1 by so much, as sums of four, before its reference rises.
 constexpr float kRoom = 256.f;
 
@@ -111,84 +111,106 @@ inline bool pair_values(const bf16* const* v, Ahead* next, int64_t at, int64_t d
   return true;
 }
 
-// 2^x, below 1.5e-7 off; what would be below the least subnormal is 0, 2^-inf too, 2^inf is inf.
-HEXAD_INLINE __m512 exp2_falling(__m512 x, __mmask16 seen) {
-  const auto c = [](float value) { return _mm512_set1_ps(value); };
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 p = _mm512_fmadd_ps(c(1.867130496e-3f), f, c(9.017029415e-3f));
-  p = _mm512_fmadd_ps(p, f, c(5.579991376e-2f));
-  p = _mm512_fmadd_ps(p, f, c(2.401644500e-1f));
-  p = _mm512_fmadd_ps(p, f, c(6.931513118e-1f));
-  p = _mm512_fmadd_ps(p, f, c(1.f));
-  return _mm512_maskz_scalef_ps(seen, p, x);
+// While it lives subnormals are zero, as they are to tiles; weights far below 1 would cost much.
+class SubnormalsAreZero {
+ public:
+  SubnormalsAreZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~SubnormalsAreZero() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+};
+
+// 2^x, below 1.5e-7 off; 2^-inf is 0, 2^inf is inf.
+HEXAD_INLINE vf exp2_falling(vf x, __mmask16 seen) {
+  const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  vf p = fma(set1(1.867130496e-3f), f, set1(9.017029415e-3f));
+  p = fma(p, f, set1(5.579991376e-2f));
+  p = fma(p, f, set1(2.401644500e-1f));
+  p = fma(p, f, set1(6.931513118e-1f));
+  p = fma(p, f, set1(1.f));
+  return (vf)_mm512_maskz_scalef_ps(seen, (__m512)p, (__m512)x);
 }
 
-// The softmax of one row as it walks over tiles. Weights are 2^(s c - m) for a reference m near the
-// largest s c so far: m is that maximum when the row first sees a key, and again after a tile whose
-// weights exceed kRoom. `m` and `sums` (sixteen partial sums of weights) are the row's state.
+// The softmax of one row as it walks over tiles. Weights are 2^less() for a reference m near the
+// largest score so far: m is that maximum, and headroom, when the row first sees a key, and again
+// after a tile whose weights exceed kRoom, or may be expected to. `m` and `sums` (sixteen partial
+// sums of weights) are the row's state.
+template <class Score>
 struct Softmax {
-  float c;
-
-  // Sixteen keys' weights, of those seen.
-  HEXAD_INLINE __m512 weigh(const float* s, float m, __mmask16 seen) const {
-    const __m512 x = _mm512_fmsub_ps(_mm512_load_ps(s), _mm512_set1_ps(c), _mm512_set1_ps(m));
-    return exp2_falling(x, seen);
-  }
+  const Score& score;
 
   template <bool kAll>
-  HEXAD_INLINE __m512 weigh_all(const float* s, float m, uint64_t seen, __m512* w) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g)
-      w[g] = weigh(s + g * kTileSide, m, kAll ? __mmask16(-1) : __mmask16(seen >> g * kTileSide));
-    return _mm512_add_ps(_mm512_add_ps(w[0], w[1]), _mm512_add_ps(w[2], w[3]));
+  HEXAD_INLINE vf weigh(const float* s, float m, uint64_t seen, vf* w) const {
+    vf x[kGroups];
+    score.less(s, m, x);
+    HEXAD_FOUR w[g] = exp2_falling(x[g], kAll ? __mmask16(-1) : __mmask16(seen >> g * kTileSide));
+    return (w[0] + w[1]) + (w[2] + w[3]);
   }
 
   // Weights of the row's scores s for the keys that the bits of `seen` name, rounded, in order.
   // Returns what earlier weights are to be multiplied by.
   template <bool kAll>
   HEXAD_INLINE float row(const float* s, uint64_t seen, float* m, float* sums, bf16* p) const {
-    __m512 w[kGroups], t;
+    vf w[kGroups], t;
     float fall = 1;
-    bool rises = *m == -__builtin_inff();
+    bool rises = score.rises || *m == -__builtin_inff();
     if (__builtin_expect(!rises, 1)) {
-      t = weigh_all<kAll>(s, *m, seen, w);
-      rises = _mm512_cmp_ps_mask(t, _mm512_set1_ps(kRoom), _CMP_NLE_UQ) != 0;
+      t = weigh<kAll>(s, *m, seen, w);
+      rises = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(kRoom), _CMP_NLE_UQ) != 0;
     }
     if (__builtin_expect(rises, 0)) {
       fall = rise(s, kAll ? ~uint64_t(0) : seen, m, sums);
-      t = weigh_all<kAll>(s, *m == -__builtin_inff() ? 0.f : *m, seen, w);
+      t = weigh<kAll>(s, *m == -__builtin_inff() ? 0.f : *m, seen, w);
     }
-    _mm512_store_ps(sums, _mm512_add_ps(_mm512_load_ps(sums), t));
+    store(sums, load(sums) + t);
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; g += 2)
-      _mm512_store_si512(p + g * kTileSide, (__m512i)_mm512_cvtne2ps_pbh(w[g + 1], w[g]));
+      _mm512_store_si512(p + g * kTileSide,
+                         (__m512i)_mm512_cvtne2ps_pbh((__m512)w[g + 1], (__m512)w[g]));
     return fall;
   }
 
  private:
   __attribute__((noinline)) float rise(const float* s, uint64_t seen, float* m, float* sums) const {
-    vf top = set1(*m);
-    for (int g = 0; g < kGroups; ++g) {
-      const __m512 x = _mm512_mul_ps(_mm512_load_ps(s + g * kTileSide), _mm512_set1_ps(c));
-      top = larger((vf)_mm512_mask_mov_ps((__m512)top, __mmask16(seen >> g * kTileSide), x), top);
-    }
-    const float before = *m, now = max_across(top);
-    *m = now;
-    if (now == before) return 1;
+    vf top[kGroups];
+    score.value(s, top);
+    const __m512 none = _mm512_set1_ps(-__builtin_inff());
+    // A NaN gets lost.
+    HEXAD_FOUR top[g] =
+        (vf)_mm512_mask_max_ps(none, __mmask16(seen >> g * kTileSide), (__m512)top[g], none);
+    const float before = *m;
+    const float tile = max_across(larger(larger(top[0], top[1]), larger(top[2], top[3])));
+    if (!(tile > before)) return 1;
+    *m = tile + score.headroom;
     if (before == -__builtin_inff()) return 1;  // there are no sums yet
-    alignas(64) float fall[kLanes];
-    store(fall, (vf)exp2_falling(_mm512_set1_ps(before - now), __mmask16(-1)));
-    store(sums, load(sums) * set1(fall[0]));
-    return fall[0];
+    const vf fall = exp2_falling(set1((before - *m) * Score::kUnit), __mmask16(-1));
+    store(sums, load(sums) * fall);
+    return _mm512_cvtss_f32((__m512)fall);
   }
 };
 
-// The end of sixteen rows' softmax: from references (of logarithms to base 2), totals, and sinks,
-// if any, what the rows' sums are to be multiplied by, and the natural logarithms of the totals.
-inline void close_softmax(const float* best, const float* total, const float* sinks, float* factor,
-                          float* lse) {
+// As Softmax::row(); may change s.
+template <bool kAll, class Score>
+HEXAD_INLINE float soften_row(const Score& score, float* s, uint64_t seen, float* m, float* sums,
+                              bf16* p) {
+  if constexpr (std::is_same<Score, CappedScore>::value) {
+    if (__builtin_expect(score.far(s), 0)) {
+      alignas(64) float factors[kTileKeys];
+      const FactoredScore far = far_capped(score, s, factors);
+      return Softmax<FactoredScore>{far}.template row<kAll>(s, seen, m, sums, p);
+    }
+  }
+  return Softmax<Score>{score}.template row<kAll>(s, seen, m, sums, p);
+}
+
+// The end of sixteen rows' softmax: from references, totals, and sinks, if any, what the rows' sums
+// are to be multiplied by, and the natural logarithms of the totals.
+inline void close_softmax(Form form, const float* best, const float* total, const float* sinks,
+                          float* factor, float* lse) {
   const vf none = set1(-__builtin_inff());
-  vf m = load(best) * set1(0.693147180559945309f), sum = load(total), alpha = set1(1.f);
+  const float unit = in_base_2(form) ? 0.693147180559945309f : 1.f;
+  vf m = load(best) * set1(unit), sum = load(total), alpha = set1(1.f);
   if (sinks) {
     // A sink is one more key, whose value is 0.
     const vf sink = load(sinks), top = larger(sink, m);
@@ -205,6 +227,11 @@ inline void close_softmax(const float* best, const float* total, const float* si
 
 inline void write_row(bf16* out, const float* sums, float factor, int64_t dims) {
   int64_t d = 0;
+  const __m512 f = _mm512_set1_ps(factor);
+  for (; d + kStepWidth <= dims; d += kStepWidth)
+    _mm512_storeu_si512(
+        out + d, (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + d + kLanes), f),
+                                              _mm512_mul_ps(_mm512_load_ps(sums + d), f)));
   for (; d + kLanes <= dims; d += kLanes) store(out + d, load(sums + d) * set1(factor));
   if (d < dims) store_first(out + d, load(sums + d) * set1(factor), dims - d);
 }

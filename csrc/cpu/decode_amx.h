@@ -23,8 +23,7 @@ class TileRows {
         rows_(int(end - begin)),
         q_step_(padded(group.head_dim)),
         o_step_(padded(group.value_dim)),
-        adjusted_(group.softcap > 0 || group.slopes),
-        softmax_{adjusted_ ? kLog2e : group.scale * kLog2e} {}
+        form_(form_of(false, false, group.scale, group.softcap, group.slopes)) {}
 
   // Query heads of a block, as many as a tile has rows at most.
   static int64_t block(int64_t head_dim, int64_t value_dim) {
@@ -43,8 +42,8 @@ class TileRows {
         for (int64_t d = 0; d < q_step_; d += kStepWidth)
           _mm512_store_si512(q_ + r * q_step_ + d, load_32(q + d, g_.head_dim - d));
       }
+      const SubnormalsAreZero mode;
       if (rows_ <= kFew) {
-        const SubnormalsAreZero mode;
         for (int64_t i = 0; i < rows_ * q_step_; i += kLanes) store(few_q_ + i, load(q_ + i));
         walk(following);
       } else {
@@ -170,26 +169,34 @@ class TileRows {
     seen_ = (tile.end == kTile ? ~uint64_t(0) : (uint64_t(1) << tile.end) - 1) >> tile.begin
                                                                                       << tile.begin;
     for (int r = 0; r < rows_; ++r) {
-      float* s = s_ + r * kTile;
-      if (adjusted_) adjust(tile, r, s);
-      bf16* p = p_ + r * kTile;
-      const float fall = ~seen_ ? softmax_.row<false>(s, seen_, best_ + r, sums_ + r * kLanes, p)
-                                : softmax_.row<true>(s, 0, best_ + r, sums_ + r * kLanes, p);
-      if (fall == 1) continue;
-      float* out = out_ + r * o_step_;
-      for (int64_t d = 0; d < o_step_; d += kLanes) store(out + d, load(out + d) * set1(fall));
+      const Place place{g_.slopes ? g_.slopes[(begin_ + r) * g_.slopes_head] : 0,
+                        float(g_.hi - 1 - tile.base)};
+      switch (form_) {
+        case Form::plain:
+          soften(r, PlainScore(g_.scale));
+          break;
+        case Form::capped:
+          soften(r, CappedScore(g_.scale, g_.softcap));
+          break;
+        case Form::sloped:
+          soften(r, SlopedScore(g_.scale, place));
+          break;
+        default:
+          soften(r, general(s_ + r * kTile, g_.scale, g_.softcap, place, nullptr));
+      }
     }
     settle();
   }
 
-  void adjust(const Tile<bf16>& tile, int r, float* s) const {
-    const vf slope = set1(g_.slopes ? g_.slopes[(begin_ + r) * g_.slopes_head] : 0.f);
-    for (int j = 0; j < kTile; j += kLanes) {
-      vf x = load(s + j) * set1(g_.scale);
-      if (g_.softcap > 0) x = set1(g_.softcap) * tanh(x / set1(g_.softcap));
-      if (g_.slopes) x = x + slope * (set1(float(tile.base + j - (g_.hi - 1))) + to_float(iota()));
-      store(s + j, x);
-    }
+  template <class Score>
+  void soften(int r, const Score& score) {
+    float *s = s_ + r * kTile, *sums = sums_ + r * kLanes;
+    bf16* p = p_ + r * kTile;
+    const float fall = ~seen_ ? soften_row<false>(score, s, seen_, best_ + r, sums, p)
+                              : soften_row<true>(score, s, 0, best_ + r, sums, p);
+    if (fall == 1) return;
+    float* out = out_ + r * o_step_;
+    for (int64_t d = 0; d < o_step_; d += kLanes) store(out + d, load(out + d) * set1(fall));
   }
 
   // out_[row] += the weighted values.
@@ -265,7 +272,7 @@ class TileRows {
     alignas(64) float total[kLanes], sinks[kLanes] = {}, factor[kLanes], lse[kLanes];
     for (int r = 0; r < kLanes; ++r) total[r] = sum(load(sums_ + r * kLanes));
     for (int r = 0; g_.sinks && r < rows_; ++r) sinks[r] = g_.sinks[(begin_ + r) * g_.sinks_head];
-    close_softmax(best_, total, g_.sinks ? sinks : nullptr, factor, lse);
+    close_softmax(form_, best_, total, g_.sinks ? sinks : nullptr, factor, lse);
     for (int r = 0; r < rows_; ++r) {
       g_.lse[(begin_ + r) * g_.lse_head] = lse[r];
       write_row(g_.out + (begin_ + r) * g_.out_head, out_ + r * o_step_, factor[r], g_.value_dim);
@@ -276,8 +283,7 @@ class TileRows {
   const int64_t begin_;
   const int rows_;
   const int64_t q_step_, o_step_;
-  const bool adjusted_;
-  const Softmax softmax_;
+  const Form form_;
   uint64_t seen_;
   Tile<bf16> tiles_[2];                                // the one at work and the next
   alignas(64) bf16 q_[kRowFloats];                     // queries

@@ -11,15 +11,6 @@
 namespace hexad {
 namespace {
 
-class SubnormalsAreZero {
- public:
-  SubnormalsAreZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~SubnormalsAreZero() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_;
-};
-
 HEXAD_INLINE reg even_half(reg words) {
   return (reg)_mm512_slli_epi32((__m512i)words, 16);
 }

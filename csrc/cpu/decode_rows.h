@@ -146,7 +146,7 @@ class Rows {
       s[n] = load(p + n * kLanes);
       if (kPaired<C>) s[n] = s[n] * set1(g_.scale);
       if (std::is_same<C, int8_t>::value) s[n] = s[n] * load(tile.k_scale + n * kLanes);
-      if (g_.softcap > 0) s[n] = set1(g_.softcap) * tanh(s[n] / set1(g_.softcap));
+      if (g_.softcap > 0) s[n] = soft_cap(s[n], g_.softcap);
       if (g_.slopes) s[n] = s[n] + slope * ahead_[n];
       if (!whole_) s[n] = select(hide_[n], set1(-__builtin_inff()), s[n]);
       store(p + n * kLanes, s[n]);

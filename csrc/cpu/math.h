@@ -81,6 +81,24 @@ HEXAD_INLINE vf tanh(vf x) {
   return select(less(a, set1(0.625f)), small, from_bits(bits(large) | sign));
 }
 
+// tanh(x) / x for z = x^2 below 1/4: a minimax fit in float64, relative error below 1.4e-8.
+HEXAD_INLINE vf tanh_over_x(vf z) {
+  vf p = set1(0.017135007f);
+  p = fma(p, z, set1(-0.052986074f));
+  p = fma(p, z, set1(0.13324779f));
+  p = fma(p, z, set1(-0.33333069f));
+  return fma(p, z, set1(1.f));
+}
+
+// cap tanh(s / cap), for scores of attention, which mostly lie far below the cap.
+HEXAD_INLINE vf soft_cap(vf s, float cap) {
+  const vf x = s * set1(1.f / cap), z = x * x;
+  const vi near = less(z, set1(0.25f));
+  vf y = x * tanh_over_x(z);
+  if (!all_set(near)) y = select(near, y, tanh(x));
+  return y * set1(cap);
+}
+
 // 1 / (1 + e^-x), through e^-|x| so that neither side overflows.
 HEXAD_INLINE vf sigmoid(vf x) {
   const vf e = exp(-abs(x));

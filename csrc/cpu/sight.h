@@ -71,6 +71,7 @@ class Sight {
     int64_t i = begin / job.group, g = begin % job.group;
     for (int r = 0; r < width; ++r) {
       query[r] = i, head[r] = g;
+      mask_at_[r] = g * job.mask.head + i * job.mask.row;
       if (r + 1 < rows && ++g == job.group) g = 0, ++i;
     }
     first = INT64_MAX, last = 0, inner_first_ = 0, inner_last_ = INT64_MAX;
@@ -92,20 +93,18 @@ class Sight {
       if (upto - from < kTile) fill(run_of_bits(from, upto));
       return true;
     }
+    alignas(64) uint64_t words[kRows];
+    read_mask(base, words);
+    if (base < inner_first_ || base + kTile > inner_last_)
+      for (int r = 0; r < width; ++r)
+        words[r] &= run_of_bits(int(std::clamp<int64_t>(lo_[r] - base, 0, kTile)),
+                                int(std::clamp<int64_t>(hi_[r] - base, 0, kTile)));
     uint64_t any = 0, all = ~0ull;
-    const bool alike = job_.mask.row == 0 && (job_.mask.head == 0 || job_.group == 1);
-    uint64_t shown = ~0ull;
     for (int n = 0; n < width; n += kLanes) {
-      if (job_.mask.kind > MaskKind::boolean) read_bias(base, n);
       uint64_t some = 0, each = ~0ull;
       for (int r = n; r < n + kLanes; ++r) {
-        uint64_t row = run_of_bits(int(std::clamp<int64_t>(lo_[r] - base, 0, kTile)),
-                                   int(std::clamp<int64_t>(hi_[r] - base, 0, kTile)));
-        if (job_.mask.kind == MaskKind::boolean && (r == 0 || !alike)) shown = read_row(base, r);
-        if (job_.mask.kind > MaskKind::boolean) shown = ~hidden_[r];
-        row &= shown;
-        bits[0][r] = int32_t(row), bits[1][r] = int32_t(row >> 32);
-        some |= row, each &= row;
+        some |= words[r], each &= words[r];
+        bits[0][r] = int32_t(words[r]), bits[1][r] = int32_t(words[r] >> 32);
       }
       spans[n / kLanes] = span(some, each);
       any |= some, all &= each;
@@ -137,61 +136,85 @@ class Sight {
     return s;
   }
 
-  int64_t mask_at(int64_t base, int r) const {
+  // What the mask shows of the tile, and what it adds.
+  void read_mask(int64_t base, uint64_t* words) {
     const Mask& m = job_.mask;
-    return head[r] * m.head + query[r] * m.row + base * m.key;
-  }
-
-  // What a boolean mask shows row r.
-  uint64_t read_row(int64_t base, int r) const {
-    const uint8_t* p = static_cast<const uint8_t*>(job_.mask.data) + mask_at(base, r);
-    if (job_.mask.key == 1 && base + kTile <= job_.count) return set_bytes(p);
-    uint64_t row = 0;
-    for (int j = from; j < upto; ++j) row |= uint64_t(p[j * job_.mask.key] != 0) << j;
-    return row;
-  }
-
-  // Sixteen rows of a floating mask, turned, and which keys it hides.
-  void read_bias(int64_t base, int n) {
-    for (int r = n; r < n + kLanes; ++r) hidden_[r] = 0;
-    const vf hides = set1(-__builtin_inff());
-    const int size = job_.mask.kind == MaskKind::f32 ? 4 : 2;
-    const bool more = job_.mask.key == 1 && base + 2 * kTile <= job_.count;
-    for (int r = n; r < n + kLanes && more; ++r) {
-      const char* next = static_cast<const char*>(job_.mask.data) + mask_at(base + kTile, r) * size;
-      for (int i = 0; i < kTile * size; i += 64) __builtin_prefetch(next + i);
+    switch (m.kind) {
+      case MaskKind::none:
+        return std::fill(words, words + width, ~0ull);
+      case MaskKind::boolean:
+        return read_rows(static_cast<const uint8_t*>(m.data) + base * m.key, base, words);
+      case MaskKind::f32:
+        return read_bias(static_cast<const float*>(m.data) + base * m.key, base, words);
+      case MaskKind::bf16:
+        return read_bias(static_cast<const bf16*>(m.data) + base * m.key, base, words);
+      case MaskKind::f16:
+        return read_bias(static_cast<const f16*>(m.data) + base * m.key, base, words);
     }
-    for (int j = from / kLanes * kLanes; j < upto; j += kLanes) {
-      vf square[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        square[i] = read_sixteen(base, n + i, j);
-        hidden_[n + i] |= uint64_t(signs(equal(square[i], hides))) << j;
+  }
+
+  // Asks for row r of the tile to come, if it lies beside this one.
+  template <class E>
+  HEXAD_INLINE void ask_ahead(const E* p, int64_t base, int r) const {
+    if (job_.mask.key != 1 || base + 2 * kTile > job_.count) return;
+    for (int j = kTile; j < 2 * kTile; j += 64 / sizeof(E))
+      __builtin_prefetch(p + mask_at_[r] + j, 0, 2);
+  }
+
+  // Rows of a boolean mask.
+  void read_rows(const uint8_t* p, int64_t base, uint64_t* words) const {
+    const Mask& m = job_.mask;
+    const bool alike = m.row == 0 && (m.head == 0 || job_.group == 1);
+    const int count = alike ? 1 : width;
+    if (m.key == 1 && base + kTile <= job_.count) {
+      for (int r = 0; r < count; ++r) {
+        ask_ahead(p, base, r);
+        words[r] = set_bytes(p + mask_at_[r]);
       }
-      transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) store(bias + (j + i) * kRows + n, square[i]);
+    } else {
+      for (int r = 0; r < count; ++r) {
+        words[r] = 0;
+        for (int j = from; j < upto; ++j)
+          words[r] |= uint64_t(p[mask_at_[r] + j * m.key] != 0) << j;
+      }
     }
+    if (alike) std::fill(words + 1, words + width, words[0]);
   }
 
-  vf read_sixteen(int64_t base, int r, int j) const {
-    const Mask& m = job_.mask;
-    const int64_t at = mask_at(base + j, r);
-    const auto read = [&](const auto* p) {
-      if (m.key == 1 && base + j + kLanes <= job_.count) return load(p + at);
-      alignas(64) float row[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        row[i] = to_float(p[at + (std::clamp(j + i, from, upto - 1) - j) * m.key]);
-      return load(row);
-    };
-    if (m.kind == MaskKind::f32) return read(static_cast<const float*>(m.data));
-    if (m.kind == MaskKind::bf16) return read(static_cast<const bf16*>(m.data));
-    return read(static_cast<const f16*>(m.data));
+  // Rows of a floating mask, turned, and which keys they do not hide.
+  template <class E>
+  void read_bias(const E* p, int64_t base, uint64_t* words) {
+    const int64_t step = job_.mask.key;
+    const vf hides = set1(-__builtin_inff());
+    std::fill(words, words + width, ~0ull);
+    for (int r = 0; r < width; ++r) ask_ahead(p, base, r);
+    for (int j = from / kLanes * kLanes; j < upto; j += kLanes)
+      for (int n = 0; n < width; n += kLanes) {
+        vf square[kLanes];
+        if (step == 1 && base + j + kLanes <= job_.count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) square[i] = load(p + mask_at_[n + i] + j);
+        } else {
+          for (int i = 0; i < kLanes; ++i) {
+            alignas(64) float row[kLanes];
+            for (int l = 0; l < kLanes; ++l)
+              row[l] = to_float(p[mask_at_[n + i] + std::clamp(j + l, from, upto - 1) * step]);
+            square[i] = load(row);
+          }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i)
+          words[n + i] ^= uint64_t(signs(equal(square[i], hides))) << j;
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(bias + (j + i) * kRows + n, square[i]);
+      }
   }
 
   const Job<T>& job_;
   int64_t inner_first_, inner_last_;  // keys that all rows see
   int64_t lo_[kRows], hi_[kRows];     // that a row sees
-  uint64_t hidden_[kRows];            // of the tile, by a floating mask
+  int64_t mask_at_[kRows];            // where its mask starts, in numbers
 };
 
 }  // namespace

@@ -34,6 +34,7 @@ class RowSight {
     for (int r = 0; r < rows; ++r) {
       query[r] = i, head[r] = g;
       if (++g == job.group) g = 0, ++i;
+      mask_at_[r] = head[r] * job.mask.head + query[r] * job.mask.row;
       const int64_t at = query[r] + job.offset;
       lo_[r] = job.left < 0 ? 0 : std::max<int64_t>(0, at - job.left);
       hi_[r] = job.right < 0 ? job.count : std::min(job.count, at + job.right + 1);
@@ -54,20 +55,24 @@ class RowSight {
   bool look(int64_t base, Tile& tile) const {
     const bool masked = job_.mask.kind != MaskKind::none;
     const bool alike = job_.mask.row == 0 && (job_.mask.head == 0 || job_.group == 1);
-    uint64_t any = 0, shown = masked && alike ? read_mask(base, 0) : ~0ull;
+    uint64_t any = 0, shown = ~0ull;
+    if (masked && alike) read_masks(base, 0, 1, &shown);
     for (int s = 0; s * kStrip < rows; ++s) {
-      uint64_t some = 0, each = ~0ull;
-      if (!masked && base >= inner_[s].from && base + kTile <= inner_[s].upto) {
+      const int first = s * kStrip, end = first + rows_of(s);
+      uint64_t some = 0, each = ~0ull, *words = tile.words;
+      const bool inside = base >= inner_[s].from && base + kTile <= inner_[s].upto;
+      if (!masked && inside) {
         some = each;
       } else if (base < outer_[s].upto && base + kTile > outer_[s].from) {
-        for (int r = s * kStrip; r < s * kStrip + rows_of(s); ++r) {
-          uint64_t row = run_of_bits(int(std::clamp<int64_t>(lo_[r] - base, 0, kTile)),
-                                     int(std::clamp<int64_t>(hi_[r] - base, 0, kTile)));
-          if (masked && !alike && row) shown = read_mask(base, r);
-          row &= shown;
-          tile.words[r] = row;
-          some |= row, each &= row;
-        }
+        if (masked && !alike)
+          read_masks(base, first, end, words);
+        else
+          std::fill(words + first, words + end, shown);
+        if (!inside)
+          for (int r = first; r < end; ++r)
+            words[r] &= run_of_bits(int(std::clamp<int64_t>(lo_[r] - base, 0, kTile)),
+                                    int(std::clamp<int64_t>(hi_[r] - base, 0, kTile)));
+        for (int r = first; r < end; ++r) some |= words[r], each &= words[r];
       }
       tile.strips[s] = {some ? __builtin_ctzll(some) : 0, some ? 64 - __builtin_clzll(some) : 0,
                         some && each == ~0ull};
@@ -77,47 +82,82 @@ class RowSight {
     return any;
   }
 
-  // Sixteen numbers of a floating mask for row r, from key j of the tile on.
-  vf bias(int64_t base, int r, int j) const {
-    const Mask& m = job_.mask;
-    if (m.kind == MaskKind::f32) return read(static_cast<const float*>(m.data), base + j, r);
-    return read(static_cast<const bf16*>(m.data), base + j, r);
+  // Where row r of a mask starts, in numbers.
+  int64_t mask_at(int r) const { return mask_at_[r]; }
+
+  // A floating mask for row r and the tile at `base`; keys there are none of repeat the last.
+  void read_bias(int64_t base, int r, float* to) const {
+    const auto read = [&](const auto* p) {
+      for (int j = 0; j < kTile; ++j)
+        to[j] = to_float(p[mask_at_[r] + std::min(base + j, job_.count - 1) * job_.mask.key]);
+    };
+    job_.mask.kind == MaskKind::f32 ? read(static_cast<const float*>(job_.mask.data))
+                                    : read(static_cast<const bf16*>(job_.mask.data));
   }
 
  private:
-  template <class E>
-  vf read(const E* p, int64_t key, int r) const {
+  // What a mask shows rows [first, end).
+  void read_masks(int64_t base, int first, int end, uint64_t* shown) const {
     const Mask& m = job_.mask;
-    p += head[r] * m.head + query[r] * m.row;
-    if (m.key == 1 && key + kLanes <= job_.count) return load(p + key);
-    alignas(64) float row[kLanes];
-    for (int i = 0; i < kLanes; ++i)
-      row[i] = to_float(p[std::min(key + i, job_.count - 1) * m.key]);
-    return load(row);
+    const bool whole = m.key == 1 && base + kTile <= job_.count;
+    if (m.kind == MaskKind::boolean)
+      return read_masks(static_cast<const uint8_t*>(m.data), base, first, end, shown, whole,
+                        set_bytes, [](uint8_t x) { return x != 0; });
+    if (m.kind == MaskKind::f32)
+      return read_masks(static_cast<const float*>(m.data), base, first, end, shown, whole,
+                        not_hiding<float>, [](float x) { return x != -__builtin_inff(); });
+    read_masks(static_cast<const bf16*>(m.data), base, first, end, shown, whole, not_hiding<bf16>,
+               [](bf16 x) { return x.raw != kHides; });
   }
 
-  // What a mask shows row r.
-  uint64_t read_mask(int64_t base, int r) const {
-    const Mask& m = job_.mask;
-    uint64_t row = 0;
-    if (m.kind == MaskKind::boolean) {
-      const uint8_t* p = static_cast<const uint8_t*>(m.data) + head[r] * m.head + query[r] * m.row;
-      if (m.key == 1 && base + kTile <= job_.count) return set_bytes(p + base);
-      for (int j = 0; j < kTile && base + j < job_.count; ++j)
-        row |= uint64_t(p[(base + j) * m.key] != 0) << j;
-      return row;
+  template <class E, class Shown64, class Shown>
+  HEXAD_INLINE void read_masks(const E* mask, int64_t base, int first, int end, uint64_t* shown,
+                               bool whole, const Shown64& shown_64, const Shown& shown_one) const {
+    constexpr int kAhead = 32;  // rows: they mostly lie in other pages
+    if (whole) {
+      mask += base;
+      for (int r = first; r < end; ++r) {
+        const E* ahead = mask + mask_at_[std::min(r + kAhead, rows - 1)];
+#pragma GCC unroll 4
+        for (int j = 0; j < kTile; j += 64 / sizeof(E)) __builtin_prefetch(ahead + j, 0, 2);
+        shown[r] = shown_64(mask + mask_at_[r]);
+      }
+      return;
     }
-    const vf hides = set1(-__builtin_inff());
-    for (int j = 0; j < kTile; j += kLanes)
-      row |= uint64_t(signs(equal(bias(base, r, j), hides))) << j;
-    return ~row;
+    for (int r = first; r < end; ++r) {
+      uint64_t row = 0;
+      for (int64_t j = 0; j < std::min<int64_t>(kTile, job_.count - base); ++j)
+        row |= uint64_t(shown_one(mask[mask_at_[r] + (base + j) * job_.mask.key])) << j;
+      shown[r] = row;
+    }
+  }
+
+  static constexpr uint16_t kHides = 0xff80;  // -inf
+  // Bit i: p[i] is not -inf.
+  template <class E>
+  static HEXAD_INLINE uint64_t not_hiding(const E* p) {
+    uint64_t row = 0;
+#if HEXAD_TILES
+    if constexpr (std::is_same<E, float>::value) {
+      for (int j = 0; j < kTile; j += kLanes)
+        row |= uint64_t(_mm512_cmpneq_epi32_mask(_mm512_loadu_si512(p + j),
+                                                 _mm512_set1_epi32(int32_t(kHides) << 16)))
+               << j;
+    } else {
+      for (int j = 0; j < kTile; j += 2 * kLanes)
+        row |= uint64_t(_mm512_cmpneq_epi16_mask(_mm512_loadu_si512(p + j),
+                                                 _mm512_set1_epi16(int16_t(kHides))))
+               << j;
+    }
+#endif
+    return row;
   }
 
   const Job<bf16>& job_;
   struct Range {
     int64_t from, upto;
   };
-  int64_t lo_[kMostRows], hi_[kMostRows];                        // keys that a row sees
+  int64_t lo_[kMostRows], hi_[kMostRows], mask_at_[kMostRows];   // keys that a row sees
   Range outer_[kMostRows / kStrip], inner_[kMostRows / kStrip];  // that any of a strip's rows, all
 };
 

@@ -287,6 +287,19 @@ HEXAD_INLINE vf add_from(vf a, vf b, vf x, vf bound) {
   return select(at_least(x, bound), a + b, a);
 #endif
 }
+// Whether a mask is set in all lanes.
+HEXAD_INLINE bool all_set(vi m) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)m) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)(m.lo & m.hi)) == -1;
+#else
+  int32_t lanes[kLanes], all = -1;
+  memcpy(lanes, &m, sizeof m);
+  for (int i = 0; i < kLanes; ++i) all &= lanes[i];
+  return all == -1;
+#endif
+}
 // A NaN in b wins (a is the bound, b the datum), so clamping keeps NaN.
 HEXAD_INLINE vf max(vf a, vf b) {
   return select(less(b, a), a, b);
