@@ -263,20 +263,28 @@ void run_tiles(const LinearArgs& a) {
 namespace HEXAD_ISA {
 
 void linear(const LinearArgs& a) {
+#if HEXAD_SHARES
+  if (!a.bf16) return HEXAD_PLAIN::linear(a);
+#else
+  if (kPasses && !a.bf16 && a.rows > kFew && a.inputs) return run_many_floats(a);
+#endif
 #if HEXAD_TILES
   if (a.bf16) return run_tiles(a);
 #endif
-  if (kPasses && !a.bf16 && a.rows > kFew && a.inputs) return run_many_floats(a);
+#if !HEXAD_SHARES || !HEXAD_TILES
   // Among a few rows each panel is read from end to end.
   for_items(a, a.rows <= kFew ? 1 : kPanels,
             [&](const Group& group, int64_t first, int64_t rows, float* sums) {
+#if !HEXAD_SHARES
               if (!a.bf16) return sum_unpacked<Floats, float>(a, group, first, rows, sums);
+#endif
 #if HEXAD_PAIRS && !HEXAD_TILES
               return sum_unpacked<Pairs, bf16>(a, group, first, rows, sums);
 #else
               return sum_unpacked<Halves, bf16>(a, group, first, rows, sums);
 #endif
             });
+#endif
 }
 
 }  // namespace HEXAD_ISA

@@ -7,6 +7,7 @@
 #include "cpu/linear_items.h"
 #include "cpu/linear_many.h"
 #include "cpu/linear_tile.h"
+#include "cpu/plain.h"
 
 namespace hexad {
 namespace {
@@ -132,19 +133,24 @@ namespace HEXAD_ISA {
 
 void linear_packed(const LinearPackedArgs& a) {
   switch (a.form) {
-    case kPackedFloat:
-      return run<Floats>(a.linear);
+    case kPackedInt8:
+      return run_bytes<Int8>(a);
+    case kPackedInt4:
+      return run_bytes<Int4>(a);
     case kPackedBfloat:
 #if HEXAD_TILES
       if (a.linear.bf16) return run_tiles(a.linear);
 #elif HEXAD_PAIRS
       if (a.linear.bf16) return run<Pairs>(a.linear);
 #endif
-      return run<Halves>(a.linear);
-    case kPackedInt8:
-      return run_bytes<Int8>(a);
+#if HEXAD_SHARES
     default:
-      return run_bytes<Int4>(a);
+      return HEXAD_PLAIN::linear_packed(a);
+#else
+      return run<Halves>(a.linear);
+    default:
+      return run<Floats>(a.linear);
+#endif
   }
 }
 

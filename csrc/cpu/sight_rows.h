@@ -2,7 +2,10 @@
 // for kernels whose lanes are keys.
 #pragma once
 
+#include "cpu/amx.h"
 #include "cpu/sight.h"
+
+#if HEXAD_TILES
 
 namespace hexad {
 namespace {
@@ -137,7 +140,6 @@ class RowSight {
   template <class E>
   static HEXAD_INLINE uint64_t not_hiding(const E* p) {
     uint64_t row = 0;
-#if HEXAD_TILES
     if constexpr (std::is_same<E, float>::value) {
       for (int j = 0; j < kTile; j += kLanes)
         row |= uint64_t(_mm512_cmpneq_epi32_mask(_mm512_loadu_si512(p + j),
@@ -149,7 +151,6 @@ class RowSight {
                                                  _mm512_set1_epi16(int16_t(kHides))))
                << j;
     }
-#endif
     return row;
   }
 
@@ -163,3 +164,5 @@ class RowSight {
 
 }  // namespace
 }  // namespace hexad
+
+#endif

@@ -18,15 +18,15 @@ struct StepArgs {
   int64_t size;
   // Noise made in the kernel, in place of `noise`: element e of row b is that of
   // randn(seeds[b], offset = index + 1). null: none.
-  const int64_t* seeds;
-  int64_t row_size;  // elements that a seed serves
-  int64_t index;
+  const int64_t* seeds = nullptr;
+  int64_t row_size = 0;  // elements that a seed serves
+  int64_t index = 0;
   // The index on the device (CUDA only): int32 or int64, null where `row` and `index` hold. An
   // index outside the table counts as the row nearest to it.
-  const float* table;
-  const void* place;
-  bool place64;
-  int64_t steps;
+  const float* table = nullptr;
+  const void* place = nullptr;
+  bool place64 = false;
+  int64_t steps = 0;
 };
 
 }  // namespace hexad
