@@ -7,6 +7,7 @@
 #include "cpu/linear_items.h"
 #include "cpu/linear_many.h"
 #include "cpu/linear_tile.h"
+#include "cpu/plain.h"
 
 namespace hexad {
 namespace {
@@ -258,6 +259,15 @@ void run_tiles(const LinearArgs& a) {
 }
 #endif
 
+// Among a few rows each panel is read from end to end.
+template <class Kind, class T>
+void run(const LinearArgs& a) {
+  for_items(a, a.rows <= kFew ? 1 : kPanels,
+            [&](const Group& group, int64_t first, int64_t rows, float* sums) {
+              sum_unpacked<Kind, T>(a, group, first, rows, sums);
+            });
+}
+
 }  // namespace
 
 namespace HEXAD_ISA {
@@ -266,24 +276,15 @@ void linear(const LinearArgs& a) {
 #if HEXAD_SHARES
   if (!a.bf16) return HEXAD_PLAIN::linear(a);
 #else
-  if (kPasses && !a.bf16 && a.rows > kFew && a.inputs) return run_many_floats(a);
+  if (!a.bf16)
+    return kPasses && a.rows > kFew && a.inputs ? run_many_floats(a) : run<Floats, float>(a);
 #endif
 #if HEXAD_TILES
-  if (a.bf16) return run_tiles(a);
-#endif
-#if !HEXAD_SHARES || !HEXAD_TILES
-  // Among a few rows each panel is read from end to end.
-  for_items(a, a.rows <= kFew ? 1 : kPanels,
-            [&](const Group& group, int64_t first, int64_t rows, float* sums) {
-#if !HEXAD_SHARES
-              if (!a.bf16) return sum_unpacked<Floats, float>(a, group, first, rows, sums);
-#endif
-#if HEXAD_PAIRS && !HEXAD_TILES
-              return sum_unpacked<Pairs, bf16>(a, group, first, rows, sums);
+  run_tiles(a);
+#elif HEXAD_PAIRS
+  run<Pairs, bf16>(a);
 #else
-              return sum_unpacked<Halves, bf16>(a, group, first, rows, sums);
-#endif
-            });
+  run<Halves, bf16>(a);
 #endif
 }
 
