@@ -46,6 +46,14 @@ def test_a_row_has_the_same_bits_in_any_tile(dtype):
 
 
 @DTYPES
+def test_a_bias_of_the_least_number_in_all_of_a_row_weighs_its_keys_alike(dtype):
+    q, k, v = draw(1, 2, 5, 16, dtype=dtype), draw(1, 2, 40, 16, dtype=dtype), draw(1, 2, 40, 16, dtype=dtype)
+    got = attention(q, k, v, mask=torch.full((5, 40), torch.finfo(dtype).min, dtype=dtype))
+    mean = v.float().mean(2, keepdim=True).expand(got.shape)
+    torch.testing.assert_close(got.float(), mean, rtol=2e-2, atol=2e-3)
+
+
+@DTYPES
 def test_packed_sequences_have_the_bits_of_each_alone(dtype):
     lengths_q, lengths_k = (5, 0, 70, 33), (5, 3, 90, 7)
     q, k, v = draw(108, 6, 24, dtype=dtype), draw(105, 2, 24, dtype=dtype), draw(105, 2, 40, dtype=dtype)

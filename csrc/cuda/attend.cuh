@@ -9,6 +9,7 @@ namespace hexad {
 namespace cuda {
 
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kMostFloat = 3.4028234663852886e38f;
 // log(2) in two parts, so that a maximum kept in powers of two comes back without an error of its
 // own.
 constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723e-06f;

@@ -100,6 +100,7 @@ __device__ inline void shape_scores(float (&s)[kTiles][kN][4], unsigned (&seen)[
         if (a.mask && a.mask_kind != 0 && seen[m] >> (k / 2 * 4 + e) & 1) {
           const float bias = mask_bias(a, mask_row + key * a.mask_stride[3]);
           x = fmaf(bias, kLog2e, x);
+          if (x < -kMostFloat) x = -kMostFloat;  // the least float hides no key
           if (bias == -INFINITY) seen[m] &= ~(1u << (k / 2 * 4 + e));
         }
         s[m][k / 2][e] = x;

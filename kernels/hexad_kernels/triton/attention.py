@@ -25,6 +25,7 @@ from hexad_kernels.triton.common import INTERPRETED, launch, refuse_dtypes, tanh
 
 CAREFUL_COLUMNS = tl.constexpr(16)
 LOG2E = tl.constexpr(math.log2(math.e))
+LEAST = tl.constexpr(torch.finfo(torch.float32).min)
 LN2_HIGH = tl.constexpr(0.693145751953125)  # 16 bits, so that what it multiplies loses little
 LN2_LOW = tl.constexpr(math.log(2) - 0.693145751953125)
 RAW = tl.constexpr(0)  # the scores of a tile are plain products, to be scaled inside exp2's argument
@@ -128,6 +129,7 @@ def attend(
                     bias = tl.load(at, mask=there[None, :], other=0.0).to(tl.float32)
                     visible = visible & (bias != float("-inf"))
                     s = tl.fma(bias, LOG2E, s)
+                    s = tl.where(s < LEAST, LEAST, s)  # a bias of the least float hides no key
             s = tl.where(visible, s, float("-inf"))
         p, before, m, total = online_softmax(s, m, total, factor, KIND)
         v = widen(load_tile(v_ptr + step * v_row + v_at, there[:, None], dv[None, :] < value_dim, EDGE, PAD_V), UP)
