@@ -33,14 +33,22 @@ def child(code):
     return run.stdout.split()
 
 
-@pytest.mark.parametrize(("package", "limit"), [("hexad_kernels", 0.3), ("hexad", 0.5)])
-def test_importing_is_quick(package, limit):
+def test_importing_is_quick():
     """Beyond torch, in CPU time: what else the machine does is not the import's."""
-    code = f"import time, torch; a = time.process_time(); import {package}; print(time.process_time() - a)"
+    limits = {"hexad_kernels": 0.3, "hexad": 0.5}
+    code = "import time, torch; a = time.process_time()\n" + "\n".join(
+        f"import {package}; print(time.process_time() - a)" for package in limits
+    )
     child(code)  # the first run compiles bytecode
-    taken = min(float(child(code)[0]) for _ in range(3))
-    assert taken < limit * MARGIN, (
-        f"import {package} takes {taken:.2f} s beyond torch, wants {limit} on a quiet machine"
+    for _ in range(3):
+        taken = [float(seconds) for seconds in child(code)]
+        late = [
+            (*item, seconds) for item, seconds in zip(limits.items(), taken, strict=True) if seconds > MARGIN * item[1]
+        ]
+        if not late:
+            return
+    pytest.fail(
+        "; ".join(f"import {p} takes {took:.2f} s beyond torch, wants {most} when quiet" for p, most, took in late)
     )
 
 

@@ -375,7 +375,9 @@ def test_a_saved_program_loads_in_another_process(tmp_path):
 def test_an_aotinductor_package_is_built_loaded_and_run(tmp_path):
     """The compiled package calls the op through torch's dispatcher, so its process imports hexad_kernels."""
     model, x, program = exported()
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+    once = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+    made = str(tmp_path / "net.pt2")
+    path = torch._inductor.aoti_compile_and_package(program, package_path=made, inductor_configs=once)
     other = torch.randn(5, 4, 16)
     with torch.no_grad():
         torch.save([(given, model(given)) for given in (x, other)], tmp_path / "pairs.pt")

@@ -108,8 +108,8 @@ def specialised(kernel, args):
 
 
 @cache
-def used(kernel, signature, constants, attributes, options, target, folder):
-    """(registers, shared bytes, spilled bytes, seconds, machine code) of one kernel."""
+def used(kernel, signature, constants, attributes, options, target, code, folder):
+    """(registers, shared bytes, spilled bytes, seconds, text, with `code` the machine code) of one kernel."""
     begin = time.process_time() + os.times().children_user
     source = ASTSource(fn=kernel, signature=dict(signature), constexprs=dict(constants), attrs=dict(attributes))
     binary = triton.compile(source, target=TARGETS[target], options=dict(options))
@@ -124,7 +124,8 @@ def used(kernel, signature, constants, attributes, options, target, folder):
         path = folder / "kernel.cubin"
         path.write_bytes(binary.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        found = subprocess.run([tool, "-res-usage", "-sass", path], check=True, capture_output=True, text=True)
+        asked = ["-res-usage", *(["-sass"] if code else [])]
+        found = subprocess.run([tool, *asked, path], check=True, capture_output=True, text=True)
         text = found.stdout + found.stderr
         registers, *bytes_spilled = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL"))
         spilled = sum(bytes_spilled)
@@ -142,7 +143,8 @@ def test_kernels_stay_within_their_budget(op, line, monkeypatch, tmp_path_factor
             signature, constants, attributes = specialised(kernel, args)
             hashable = tuple(signature.items()), tuple(constants.items())
             aligned = tuple((at, tuple(map(tuple, what))) for at, what in attributes.items())
-            found.append((kernel.__name__, used(kernel, *hashable, aligned, tuple(options.items()), target, folder)))
+            asked = tuple(options.items()), target, bool(budget.get("matrix"))
+            found.append((kernel.__name__, used(kernel, *hashable, aligned, *asked, folder)))
         assert found, f"{line} launches nothing"
         registers, shared, spilled = (max(numbers[i] for _, numbers in found) for i in range(3))
         if os.environ.get("HEXAD_SHOW_BUDGETS"):
@@ -176,5 +178,5 @@ def test_a_kernel_that_spills_is_found(monkeypatch, tmp_path):
     kernel, args, _ = launches(monkeypatch, "coupling", next(iter(module_of("coupling").BUDGET)), "sm_90")[0]
     signature, constants, _ = specialised(kernel, args)
     given = tuple(signature.items()), tuple(constants.items()), ()
-    assert used(kernel, *given, (), "sm_90", tmp_path)[2] == 0
-    assert used(kernel, *given, (("maxnreg", 24),), "sm_90", tmp_path)[2] > 0
+    assert used(kernel, *given, (), "sm_90", False, tmp_path)[2] == 0
+    assert used(kernel, *given, (("maxnreg", 24),), "sm_90", False, tmp_path)[2] > 0

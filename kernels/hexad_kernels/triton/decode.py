@@ -266,13 +266,7 @@ BUDGET = {
         "gfx942": (220, 8192),
         "matrix": "narrow",
     },
-    "float8_e5m2_alibi_softcap float16": {
-        "sm_80": (255, 41472),
-        "sm_90": (188, 41472),
-        "sm_100": (188, 41472),
-        "gfx942": (164, 8192),
-        "matrix": "narrow",
-    },
+    "float8_e5m2_alibi_softcap float16": {"sm_90": (188, 41472), "matrix": "narrow"},
     "llama_paged_int8 bfloat16": {
         "sm_80": (240, 41472),
         "sm_90": (168, 41472),
