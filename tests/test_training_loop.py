@@ -24,11 +24,13 @@ def train(resume, result, pause=0.0):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    trainer = classifier.trainer(classifier.build(), recipe)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "SAVE_EVERY", 0.0)
-        weights = loop.run(trainer, recipe, resume_path=Path(resume), progress=lambda *_: time.sleep(pause))
-    torch.set_num_threads(threads)
+    try:
+        trainer = classifier.trainer(classifier.build(), recipe)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "SAVE_EVERY", 0.0)
+            weights = loop.run(trainer, recipe, resume_path=Path(resume), progress=lambda *_: time.sleep(pause))
+    finally:
+        torch.set_num_threads(threads)
     safetensors.torch.save_file(weights, result)
 
 

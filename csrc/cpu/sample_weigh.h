@@ -1,6 +1,7 @@
 // The weights of a chunk of logits, their sum, and the masses above marks: sample's arithmetic.
 #pragma once
 
+#include "cpu/mask.h"
 #include "cpu/math.h"
 #include "cpu/stores.h"
 
