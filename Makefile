@@ -8,13 +8,13 @@ NATIVE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ex
 
 .PHONY: demo test bench bench-embed bench-peers lint gpu build clean
 
-# The native library needs neither torch nor the hosts: it builds while pip fetches the largest of them.
+# The native library needs neither torch nor the hosts: it builds while pip fetches them.
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
-	$(NATIVE) & native=$$!; $(PIP) torch==2.13.0 triton==3.7.1 || { kill $$native; exit 1; }; wait $$native
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[dev]"
+	$(NATIVE) & native=$$!; $(PIP) --group dev || { kill $$native; exit 1; }; wait $$native
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e .
 	touch $@
 
 build: $(VENV)/ready
@@ -38,7 +38,7 @@ bench-embed: build
 
 bench-peers: build
 	mkdir -p out/bench
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[dev,peers]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[peers]"
 	$(BIN)/python -m pytest bench/bench_peers.py bench/bench_peers_text.py --timeout=0 --benchmark-json=out/bench/peers.json
 	$(BIN)/python -m bench.report out/bench/peers.json
 

@@ -59,7 +59,7 @@ def test_importing_brings_no_host():
 
 def test_every_host_has_an_extra_and_a_page():
     project = (ROOT / "pyproject.toml").read_text()
-    extras = project[project.index("[project.optional-dependencies]") : project.index("dev = [")]
+    extras = project[project.index("[project.optional-dependencies]") : project.index("peers = [")]
     for name in HOSTS:
         assert re.search(rf'"{name}[-\w]*[><=]', extras), f"no extra for {name}"
         pages = [page for page in (ROOT / "docs").glob("*.md") if re.search(rf"\b{name}\b", page.read_text(), re.I)]
