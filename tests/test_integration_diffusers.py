@@ -284,6 +284,26 @@ def test_layers_are_replaced_and_accounted_for():
     assert all(not {"forward", "_hexad"} & vars(m).keys() for m in model.modules())
 
 
+def test_times_and_their_sinusoids_may_change_in_place():
+    from diffusers.models.embeddings import Timesteps
+
+    host = Timesteps(32, flip_sin_to_cos=True, downscale_freq_shift=0)
+    model = hexad.accelerate(dit())
+    ours = next(m for m in model.modules() if isinstance(m, Timesteps))
+    ours.num_channels, ours.downscale_freq_shift = 32, 0
+    t = torch.tensor([7, 900])
+    first = ours(t)
+    assert torch.equal(first, host(t)) and ours(t) is first
+    t.add_(5)
+    assert torch.equal(ours(t), host(t)) and not torch.equal(first, host(t))
+    ours(t).zero_()
+    assert torch.equal(ours(t), host(t))
+    ours.flip_sin_to_cos = host.flip_sin_to_cos = False
+    assert torch.equal(ours(t), host(t)) and torch.equal(ours(t[:1]), host(t[:1]))
+    with torch.inference_mode():
+        assert torch.equal(ours(torch.tensor([3])), host(torch.tensor([3])))
+
+
 @pytest.mark.parametrize(("weights", "off"), [("dense", 1e-5), ("int8", 0.05)])
 @pytest.mark.parametrize("name", ["dit", "unet_text", "flux"])
 def test_forms_of_weights(name, weights, off):

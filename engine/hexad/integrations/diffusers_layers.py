@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import hexad_kernels as hk
 from hexad.integrations import convolutions, layers
+from hexad.integrations.diffusers_attention import Processor
 from hexad.integrations.layers import LANES, State, host_serves, operand
 
 # Classes of a linear map whose second half gates the first.
@@ -110,10 +111,33 @@ def modulated_block(
     time = first.linear(F.silu(first.emb(timestep, class_labels, hidden_dtype=x.dtype)))
     shift, scale, gate, shift_after, scale_after, gate_after = time.chunk(6, dim=1)
     y = hk.norm(x, eps=first.norm.eps, scale=scale, shift=shift)
-    x = x + gate.unsqueeze(1) * self.attn1(y, attention_mask=attention_mask)
+    x = torch.addcmul(x, gate.unsqueeze(1), _attended(self.attn1, y, attention_mask))
     norm = self.norm3
     y = hk.norm(x, norm.weight, norm.bias, eps=norm.eps, scale=scale_after, shift=shift_after)
-    return x + gate_after.unsqueeze(1) * self.ff(y)
+    return torch.addcmul(x, gate_after.unsqueeze(1), self.ff(y))
+
+
+def _attended(attn: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """attn(x, attention_mask=mask), but for the processor's signature, which the host inspects at every call."""
+    if type(attn.processor) is Processor and not _hooked(attn) and "forward" not in vars(attn):
+        return attn.processor(attn, x, attention_mask=mask)
+    return attn(x, attention_mask=mask)
+
+
+_sinusoids: tuple[Any, ...] = (None, (), None, 0)  # times, what was asked of them, the answer and its version
+
+
+def sinusoids(self: Any, timesteps: Tensor) -> Tensor:
+    """Sines and cosines of times. Every block of a DiT asks for the same ones: the last answer is kept."""
+    global _sinusoids
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or timesteps.is_inference():
+        return type(self).forward(self, timesteps)
+    asked = (timesteps._version, self.num_channels, self.flip_sin_to_cos, self.downscale_freq_shift, self.scale)
+    times, before, answer, version = _sinusoids
+    if times is not timesteps or before != asked or answer._version != version or answer.requires_grad:
+        answer = type(self).forward(self, timesteps)
+        _sinusoids = (timesteps, asked, answer, answer._version)
+    return answer
 
 
 def _plain_norm(module: Any) -> bool:
@@ -144,6 +168,8 @@ def _match(module: Any, winograd: bool) -> State | str:
         return State("linear and silu", activated, activation="silu")
     if kind in GATES and type(module.proj) is nn.Linear and module.proj.out_features % (2 * LANES) == 0:
         return State(f"linear and {GATES[kind]}", gated, activation=GATES[kind])
+    if kind == "Timesteps":
+        return State("sinusoids", sinusoids)
     if kind == "TimestepEmbedding" and _embeds(module):
         return State("timestep embedding", timestep_embedding)
     if kind == "ResnetBlock2D" and _resnet_fits(module):
