@@ -1,4 +1,3 @@
-import dataclasses
 import os
 
 import pytest
@@ -29,41 +28,16 @@ def pytest_configure(config):
     """What an interpreted or emulated backend needs must be there before hexad_kernels is imported."""
     backend = config.getoption("--backend")
     if backend == "triton-interpreted":
+        from tests import interpreter
+
         os.environ["TRITON_INTERPRET"] = "1"
-        quicken_interpreter()
+        interpreter.quicken()
     if backend in ("cuda", "triton"):
         os.environ["HEXAD_TEST_DEVICE"] = "cuda"
     if backend == "cuda-emulated":
         from tests.cuda_emulator import build
 
         os.environ["HEXAD_CUDA_EMULATED"] = str(build("_C"))
-
-
-def quicken_interpreter():
-    """Triton's interpreter patches triton.language anew for every call of a helper, where once a launch is enough, and
-    checks integers for overflow, to no effect: half of its time."""
-    try:
-        from triton.runtime import interpreter
-
-        patch, execute = interpreter._patch_lang, interpreter.GridExecutor.__call__
-        builder = interpreter.interpreter_builder
-        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
-    except (ImportError, AttributeError, TypeError):
-        return
-    done = set()
-
-    def patch_once(fn):
-        modules = frozenset(id(v) for v in fn.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
-        if modules in done:
-            return None
-        done.add(modules)
-        return patch(fn)
-
-    def launch(self, *args, **kwargs):
-        done.clear()
-        return execute(self, *args, **kwargs)
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch
 
 
 @pytest.fixture(scope="session")

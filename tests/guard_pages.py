@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import hexad_kernels
-from tests import promises
+from tests import interpreter, promises
 from tests.cases import build, cases
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -66,4 +66,5 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    interpreter.quicken()
     planted() if sys.argv[1:] == ["--planted"] else main(sys.argv[1:])

@@ -112,7 +112,7 @@ def test_packed_sequences(dtype):
 @pytest.mark.parametrize("dims", [(64, 64), (40, 72), (160, 130)], ids=str)
 def test_scores_that_grow_and_fall_along_the_keys(dtype, dims):
     """Later keys outweigh or vanish against all before them, by more than a float's exponent holds."""
-    q, k, v = inputs(dtype, rows=200, keys=700, dim=dims[0], value_dim=dims[1])
+    q, k, v = inputs(dtype, heads=1, rows=140, keys=700, dim=dims[0], value_dim=dims[1])
     for sign in (1, -1):
         slope = sign * torch.linspace(-1, 1, 700)[:, None] ** 3 * 300
         grown = (k.float() * 0.2 + slope * torch.nn.functional.normalize(q.float().mean((1, 2)), dim=-1)).to(dtype)

@@ -29,7 +29,8 @@ def slow(backend_name, case, test):
     """Whether an interpreted or emulated kernel would take too long over this."""
     if case.small or backend_name in ("cuda", "triton"):
         return False
-    return case.bench or test not in OF_ALL_CASES[backend_name]
+    of_this = {"test_accuracy"} if case.only_longer else OF_ALL_CASES[backend_name]
+    return case.bench or test not in of_this
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,7 @@ class Case:
     bench         also measured by bench/
     bench_only    too large for the tests
     without       backends ("cpu", "cuda", "triton") whose kernel refuses the options or sizes
+    only_longer   a shorter case goes the same way: what an emulated kernel shows in seconds here is its accuracy
     dtypes        dtypes to test
     statistics    arguments, by place or by name, that stay float32 in any narrower dtype
     """
@@ -65,6 +66,7 @@ class Case:
     bench: bool = False
     bench_only: bool = False
     without: tuple[str, ...] = ()
+    only_longer: bool = False
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     statistics: tuple[int | str, ...] = ()
     work: Work | None = None
