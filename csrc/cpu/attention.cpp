@@ -3,6 +3,7 @@
 #include "op/attention.h"
 
 #include "cpu/attend_block.h"
+#include "cpu/attention_varlen.h"
 #include "cpu/parallel.h"
 #include "cpu/plain.h"
 
@@ -59,6 +60,14 @@ namespace HEXAD_ISA {
 void attention(const AttentionArgs& a) {
 #if HEXAD_SHARES
   a.bf16 ? run<bf16>(a) : HEXAD_PLAIN::attention(a);
+#else
+  a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
+#endif
+}
+
+void attention_varlen(const AttentionVarlenArgs& a) {
+#if HEXAD_SHARES
+  a.bf16 ? run<bf16>(a) : HEXAD_PLAIN::attention_varlen(a);
 #else
   a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
 #endif

@@ -12,6 +12,7 @@
 #include "cpu/gradient_amx.h"
 #include "cpu/gradient_tile.h"
 #include "cpu/parallel.h"
+#include "cpu/plain.h"
 
 namespace hexad {
 namespace {
@@ -168,7 +169,11 @@ void attention_backward(const AttentionBackwardArgs& a) {
 #else
   using Bfloat = GradientTile<bf16, Floats>;
 #endif
-  a.bf16 ? run<bf16, Bfloat>(a) : run<float, GradientTile<float, Floats>>(a);
+#if HEXAD_SHARES
+  a.bf16 ? run<bf16, Bfloat>(a) : HEXAD_PLAIN::attention_backward(a);
+#else
+  a.bf16 ? run<bf16, Bfloat>(a) : run<float, GradientTile<float, Floats> >(a);
+#endif
 }
 
 }  // namespace HEXAD_ISA

@@ -47,14 +47,14 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
   int64_t columns() const { return d_; }
   float* rest() const { return room_; }  // scratch that the tile leaves
 
-  void take_keys(int64_t b, int64_t h, int64_t base) {
+  HEXAD_APART void take_keys(int64_t b, int64_t h, int64_t base) {
     find_keys(b, h, base);
     pack_right_turned(turned_k_, k_, a_.k_stride[2], count_, a_.head_dim);
     pack_right_turned(turned_v_, v_, a_.v_stride[2], count_, a_.value_dim);
     pack_right(rows_k_, k_, a_.k_stride[2], count_, kKeys, a_.head_dim);
   }
 
-  void take_queries(int64_t first) {
+  HEXAD_APART void take_queries(int64_t first) {
     find_queries(first);
     const int64_t q_row = a_.q_stride[2], g_row = a_.grad_out_stride[2];
     const bf16 *q = q_ + first * q_row, *g = g_ + first * g_row;
@@ -75,7 +75,7 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
     std::fill_n(grad_v_, kKeys * dv_, 0.f);
   }
 
-  void write_keys(int64_t b, int64_t h, int64_t base) const {
+  HEXAD_APART void write_keys(int64_t b, int64_t h, int64_t base) const {
     bf16* k = static_cast<bf16*>(a_.grad_k) + b * a_.grad_k_stride[0] + h * a_.grad_k_stride[1];
     bf16* v = static_cast<bf16*>(a_.grad_v) + b * a_.grad_v_stride[0] + h * a_.grad_v_stride[1];
     const int64_t n = std::min<int64_t>(kKeys, a_.keys - base);
@@ -85,7 +85,7 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
                  1.f);
   }
 
-  void write_queries(bf16* to, int64_t row_step, const float* from, int64_t n) const {
+  HEXAD_APART void write_queries(bf16* to, int64_t row_step, const float* from, int64_t n) const {
     alignas(64) float row[2 * kLanes];
     for (int64_t i = 0; i < n; ++i)
       for (int64_t d = 0; d < a_.head_dim; d += kSide) {
@@ -184,8 +184,9 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
 
   // Keys take what the strips that see them give. Two squares' elements of the queries at a time:
   // these stay in L1 for all panels.
-  static void add_to_keys(float* sums, const float* turned, const float* w, int64_t elements,
-                          const int* begin, const int* end, int strips) {
+  static HEXAD_APART void add_to_keys(float* sums, const float* turned, const float* w,
+                                      int64_t elements, const int* begin, const int* end,
+                                      int strips) {
     for (int64_t half = 0; half < elements / kSide; half += 2)
       for (int64_t n = 0; n < kPanels; ++n) {
         int from, upto;
@@ -196,8 +197,8 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
       }
   }
 
-  static void write_turned(bf16* to, int64_t row_step, const float* from, int64_t n,
-                           int64_t elements, float scale) {
+  static HEXAD_APART void write_turned(bf16* to, int64_t row_step, const float* from, int64_t n,
+                                       int64_t elements, float scale) {
     alignas(64) float row[kLanes];
     for (int64_t j = 0; j < n; j += kLanes)
       for (int64_t d = 0; d < elements; d += kLanes) {
@@ -215,7 +216,7 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
   }
 
   // Scores and <grad_out, v> - delta of a square.
-  void score(int64_t strip, int64_t panel) const {
+  HEXAD_APART void score(int64_t strip, int64_t panel) const {
     const auto rows = [&](const Tiled& t) {
       return Tiled{t.at + strip * 2 * t.half, t.row, t.half, t.step};
     };
@@ -260,7 +261,7 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
 
   // P and dS of a square, two rows at a time.
   template <bool kHides, bool kCapped>
-  void weigh(int64_t strip, int64_t panel) {
+  HEXAD_APART void weigh(int64_t strip, int64_t panel) {
     const vf scale = set1(kCapped ? kLog2E : a_.scale * kLog2E);
     const float* minus_lse = minus_lse_ + strip * kSide;
     alignas(64) float add[kSide];
@@ -305,7 +306,8 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
   }
 
   // Rows of 16 units of 2, of which `keep` has those that stay.
-  static void keep_units(float* to, const Tiled& from, int64_t step, int64_t half, __m512i keep) {
+  static HEXAD_APART void keep_units(float* to, const Tiled& from, int64_t step, int64_t half,
+                                     __m512i keep) {
     const char* p = from.at + step * from.step + half * from.half;
     for (int i = 0; i < 16; ++i)
       store(to + i * kLanes, (vf)_mm512_and_si512(_mm512_loadu_si512(p + i * from.row), keep));
@@ -318,7 +320,8 @@ class GradientAmx : public GradientSight<bf16, kAmxQueries, kAmxKeys> {
 
   // The products of visit() in which a hidden pair gives nothing, whatever it holds: a key or a row
   // at a time, against a factor cleared of what that one does not see.
-  void visit_carefully(bool for_keys, float* grad_q, const int* begin, const int* end, int strips) {
+  HEXAD_APART void visit_carefully(bool for_keys, float* grad_q, const int* begin, const int* end,
+                                   int strips) {
     alignas(64) float sums[kSquare], clean[kPanels * kSquare / 2], add[kSide];
     uint32_t bits[kQueries];
     for (int64_t n = 0; for_keys && n < kPanels; ++n) {

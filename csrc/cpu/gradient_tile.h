@@ -40,14 +40,14 @@ class GradientTile : public GradientSight<T, Weights<U>::kQueries, Weights<U>::k
   int64_t columns() const { return d_; }
   float* rest() const { return room_; }  // scratch that the tile leaves
 
-  void take_keys(int64_t b, int64_t h, int64_t base) {
+  HEXAD_APART void take_keys(int64_t b, int64_t h, int64_t base) {
     this->find_keys(b, h, base);
     turned_k_at_ = pack_turned<U>(turned_k_, k_, a_.k_stride[2], count_, kKeys, a_.head_dim);
     turned_v_at_ = pack_turned<U>(turned_v_, v_, a_.v_stride[2], count_, kKeys, a_.value_dim);
     rows_k_at_ = pack_rows<U>(rows_k_, k_, a_.k_stride[2], count_, kKeys, a_.head_dim);
   }
 
-  void take_queries(int64_t first) {
+  HEXAD_APART void take_queries(int64_t first) {
     const int64_t q_row = a_.q_stride[2], g_row = a_.grad_out_stride[2];
     this->find_queries(first);
     const T *q = q_ + first * q_row, *g = g_ + first * g_row;
@@ -63,7 +63,7 @@ class GradientTile : public GradientSight<T, Weights<U>::kQueries, Weights<U>::k
     std::fill_n(grad_v_, kKeys * dv_, 0.f);
   }
 
-  void write_keys(int64_t b, int64_t h, int64_t base) const {
+  HEXAD_APART void write_keys(int64_t b, int64_t h, int64_t base) const {
     T* k = static_cast<T*>(a_.grad_k) + b * a_.grad_k_stride[0] + h * a_.grad_k_stride[1];
     T* v = static_cast<T*>(a_.grad_v) + b * a_.grad_v_stride[0] + h * a_.grad_v_stride[1];
     for (int64_t j = 0; j < std::min<int64_t>(kKeys, a_.keys - base); ++j) {
@@ -72,7 +72,7 @@ class GradientTile : public GradientSight<T, Weights<U>::kQueries, Weights<U>::k
     }
   }
 
-  void write_queries(T* to, int64_t row_step, const float* from, int64_t n) const {
+  HEXAD_APART void write_queries(T* to, int64_t row_step, const float* from, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) this->write(to + i * row_step, from + i * d_, a_.head_dim);
   }
 
@@ -235,8 +235,8 @@ class GradientTile : public GradientSight<T, Weights<U>::kQueries, Weights<U>::k
   }
 
   // The products of visit() in which a hidden pair gives nothing, whatever it holds.
-  void visit_carefully(bool keys, float* grad_q, int64_t grad_q_step, const int64_t* begin,
-                       const int64_t* end) {
+  HEXAD_APART void visit_carefully(bool keys, float* grad_q, int64_t grad_q_step,
+                                   const int64_t* begin, const int64_t* end) {
     for (int64_t j = 0; keys && j < count_; ++j) {
       int64_t from, upto;
       find_rows(j / kStrip * kStrip, kStrip, &from, &upto);

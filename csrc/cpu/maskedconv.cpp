@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cpu/parallel.h"
+#include "cpu/plain.h"
 #include "cpu/weight_panel.h"
 
 namespace hexad {
@@ -281,7 +282,11 @@ void run(const MaskedConvArgs& a) {
 namespace HEXAD_ISA {
 
 void maskedconv(const MaskedConvArgs& a) {
+#if HEXAD_SHARES
+  a.bf16 ? run<bf16>(a) : HEXAD_PLAIN::maskedconv(a);
+#else
   a.bf16 ? run<bf16>(a) : run<float>(a);
+#endif
 }
 
 }  // namespace HEXAD_ISA

@@ -5,6 +5,7 @@
 
 #include "cpu/dot.h"
 #include "cpu/parallel.h"
+#include "cpu/plain.h"
 #include "cpu/weight_panel.h"
 
 namespace hexad {
@@ -284,7 +285,11 @@ void run(const VqArgs& a) {
 namespace HEXAD_ISA {
 
 void vq(const VqArgs& a) {
+#if HEXAD_SHARES
+  a.bf16 ? run<bf16>(a) : HEXAD_PLAIN::vq(a);
+#else
   a.bf16 ? run<bf16>(a) : run<float>(a);
+#endif
 }
 
 }  // namespace HEXAD_ISA

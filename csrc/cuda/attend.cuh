@@ -85,9 +85,11 @@ __device__ inline void key_range(const AttentionArgs& a, int keys, int first, in
 }
 
 __device__ inline float mask_bias(const AttentionArgs& a, int64_t at) {
-  return a.mask_kind == 1   ? static_cast<const float*>(a.mask)[at]
-         : a.mask_kind == 2 ? to_float(static_cast<const bf16*>(a.mask)[at])
-                            : to_float(static_cast<const f16*>(a.mask)[at]);
+  if (a.mask_kind == 1) return static_cast<const float*>(a.mask)[at];
+  const bf16 bias = static_cast<const bf16*>(a.mask)[at];
+  f16 other;
+  memcpy(&other, &bias, sizeof other);
+  return a.mask_kind == 2 ? to_float(bias) : to_float(other);
 }
 
 template <class T>

@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   int32_t page[kRowsAtOnce];
 #pragma unroll
   for (int j = 0; j < kRowsAtOnce; ++j) page[j] = page_of(a, p, n + j);
-  for (; n < p.end; n += kStep) {
+  const int turns = same_in_warp(n < p.end ? int((p.end - n + kStep - 1) / kStep) : 0);
+  for (int turn = 0; turn < turns; ++turn, n += kStep) {
     float4 key[kRowsAtOnce][kChunks], value[kRowsAtOnce][kChunks];
     float k_scale[kRowsAtOnce], v_scale[kRowsAtOnce];
 #pragma unroll

@@ -75,16 +75,42 @@ __device__ inline Eight eight(const unsigned char* slot, int8_t, const Float8Pai
            two<T>(byte_at(high, 0), byte_at(high, 1)), two<T>(byte_at(high, 2), byte_at(high, 3))}};
 }
 
-// Up to 8 elements into a slot, the rest zeros.
-template <class C>
-__device__ inline void fetch(unsigned char* slot, const C* from, int64_t count, bool aligned) {
-  const int n = count >= 8 ? 8 : count > 0 ? int(count) : 0;
-  if (aligned) {
-    cp_async<8 * sizeof(C)>(slot, from, n * int(sizeof(C)));
-    return;
+// A lane's pieces of a tile's rows into its slots, 8 elements or zeros each; lane l has where key l
+// lies, lane 16 + l the same of its value, INT64_MIN: nowhere. Elements that are not aligned come
+// one by one, in loops that stay loops.
+template <bool kAligned, int kDim, class C>
+__device__ inline void fetch_rows(unsigned char* slot, const C* k, const C* v, int64_t at,
+                                  const DecodeArgs& a) {
+  using R = Ring<C, kDim>;
+  constexpr int kOften = kAligned ? 8 : 1;
+  const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const auto fetch = [](unsigned char* to, const C* from, int count) {
+    const int n = count >= 8 ? 8 : count > 0 ? count : 0;
+    if constexpr (kAligned) {
+      cp_async<8 * sizeof(C)>(to, from, n * int(sizeof(C)));
+    } else {
+      for (int i = 0; i < 8; ++i) reinterpret_cast<C*>(to)[i] = i < n ? from[i] : C{};
+    }
+  };
+#pragma unroll kOften
+  for (int half = 0; half < 2; ++half) {
+    const int64_t row = __shfl_sync(kFullWarp, at, g + 8 * half);
+    const int count = row == INT64_MIN ? 0 : int(a.head_dim) - 8 * t;
+    const C* const from = row == INT64_MIN ? k : k + row + 8 * t;
+#pragma unroll kOften
+    for (int c = 0; c < kDim / 32; ++c)
+      fetch(slot + (2 * c + half) * R::kRow, from + 32 * c, count - 32 * c);
   }
-  C* to = reinterpret_cast<C*>(slot);
-  for (int i = 0; i < 8; ++i) to[i] = i < n ? from[i] : C{};
+  slot += R::kKeySlots * R::kRow;
+#pragma unroll kOften
+  for (int j = 0; j < 4; ++j) {
+    const int64_t row = __shfl_sync(kFullWarp, at, kKeys + 2 * t + j / 2 * 8 + j % 2);
+    const int count = row == INT64_MIN ? 0 : int(a.value_dim) - 8 * g;
+    const C* const from = row == INT64_MIN ? v : v + row + 8 * g;
+#pragma unroll kOften
+    for (int c = 0; c < kDim / 64; ++c)
+      fetch(slot + (4 * c + j) * R::kRow, from + 64 * c, count - 64 * c);
+  }
 }
 
 // aligned: rows of the caches start at multiples of a slot.
@@ -116,9 +142,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(DecodeArgs a,
 
   const int64_t first = p.begin / kKeys, last = (p.end + kKeys - 1) / kKeys;
   const int64_t mine = first + (warp - first % kDecodeWarps + kDecodeWarps) % kDecodeWarps;
-  const int tiles = last > mine ? int((last - mine + kDecodeWarps - 1) / kDecodeWarps) : 0;
+  const int tiles =
+      same_in_warp(last > mine ? int((last - mine + kDecodeWarps - 1) / kDecodeWarps) : 0);
 
-  // Lane l knows where key l of the next tile lies, lane 16 + l the same of its value.
+  // Lane l sees to key l of the next tile, lane 16 + l to its value.
   const auto key_of = [&](int tile) {
     return (mine + int64_t(tile) * kDecodeWarps) * kKeys + lane % kKeys;
   };
@@ -139,28 +166,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(DecodeArgs a,
         if (there) scale += offset_of(a, p, t < 2 ? a.k_scale_stride : a.v_scale_stride, of, row);
         cp_async<4>(stage + R::kScales + lane * 4, scale, there ? 4 : 0);
       }
-      unsigned char* slot = stage + lane * R::kSlot;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int64_t row = __shfl_sync(kFullWarp, at, g + 8 * half);
-#pragma unroll
-        for (int c = 0; c < kDim / 32; ++c) {
-          const int64_t d = 32 * c + 8 * t;
-          fetch(slot + (2 * c + half) * R::kRow, row == INT64_MIN ? k : k + row + d,
-                row == INT64_MIN ? 0 : a.head_dim - d, aligned);
-        }
-      }
-      slot += R::kKeySlots * R::kRow;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int64_t row = __shfl_sync(kFullWarp, at, kKeys + 2 * t + j / 2 * 8 + j % 2);
-#pragma unroll
-        for (int c = 0; c < kDim / 64; ++c) {
-          const int64_t d = 64 * c + 8 * g;
-          fetch(slot + (4 * c + j) * R::kRow, row == INT64_MIN ? v : v + row + d,
-                row == INT64_MIN ? 0 : a.value_dim - d, aligned);
-        }
-      }
+      unsigned char* const slot = stage + lane * R::kSlot;
+      aligned ? fetch_rows<true, kDim>(slot, k, v, at, a)
+              : fetch_rows<false, kDim>(slot, k, v, at, a);
       page = page_of(a, p, key_of(tile + 1));
     }
     cp_async_commit();
@@ -170,10 +178,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(DecodeArgs a,
   float m[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f};
   float o[kDim / 16][4] = {};
   const float slope[2] = {slope_of(a, p, 2 * t), slope_of(a, p, 2 * t + 1)};
-  for (int tile = 0; tile < R::kStages - 1; ++tile) issue(tile);
-  for (int tile = 0; tile < tiles; ++tile) {
-    cp_async_wait<R::kStages - 2>();
+  for (int tile = 1 - R::kStages; tile < tiles; ++tile) {
+    if (tile >= 0) cp_async_wait<R::kStages - 2>();
     issue(tile + R::kStages - 1);
+    if (tile < 0) continue;
     const unsigned char* const stage = ring + tile % R::kStages * R::kStage;
     const unsigned char* slot = stage + lane * R::kSlot;
     float s[4] = {}, odd[4] = {};

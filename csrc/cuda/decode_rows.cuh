@@ -10,6 +10,12 @@ namespace {
 
 constexpr int kDecodeWarps = 4, kDecodeThreads = 32 * kDecodeWarps;
 
+// A number that all lanes have, as one the compiler sees to be so: without it every shuffle in a
+// loop of so many turns is compiled twice, once for lanes that have parted.
+__device__ inline int same_in_warp(int x) {
+  return __shfl_sync(kFullWarp, x, 0);
+}
+
 // The part of a row that a block has: `heads` query heads of a key head, the keys of one split.
 struct Part {
   int64_t b, kv_head, head;  // the first of its heads

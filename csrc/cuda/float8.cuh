@@ -64,10 +64,16 @@ struct Float8Pairs {
   // Four neighbours.
   __device__ void of(unsigned four, unsigned& low, unsigned& high) const {
     if (((four & 0x7f7f7f7fu) + beyond) & 0x80808080u) {
-      T wide[4];
-      for (int i = 0; i < 4; ++i) put(wide + i, float_of(Float8{uint8_t(four >> 8 * i)}, kind));
-      memcpy(&low, wide, sizeof low);
-      memcpy(&high, wide + 2, sizeof high);
+      uint64_t wide = 0;
+#pragma unroll 1
+      for (int i = 0; i < 32; i += 8) {
+        T one;
+        put(&one, float_of(Float8{uint8_t(four >> i)}, kind));
+        uint16_t bits;
+        memcpy(&bits, &one, sizeof bits);
+        wide = wide >> 16 | uint64_t(bits) << 48;
+      }
+      low = unsigned(wide), high = unsigned(wide >> 32);
       return;
     }
     low = of_high(__byte_perm(four, 0, 0x1404));

@@ -75,12 +75,18 @@ struct Exponent<f16> {
   static constexpr unsigned kOnes = 0x7c00;
 };
 
+// The numbers of a pair that are infinite or NaN, as ones in the sign bits: an exponent of ones
+// carries into it.
+template <class T>
+__device__ inline unsigned special_signs(unsigned pair) {
+  constexpr unsigned kOnes = Exponent<T>::kOnes * 0x10001u, kLast = kOnes & ~(kOnes << 1);
+  return ((pair & kOnes) + kLast) & 0x80008000u;
+}
+
 // A pair of numbers in which infinities and NaN are 0.
 template <class T>
 __device__ inline unsigned finite_part(unsigned pair) {
-  constexpr unsigned kLow = Exponent<T>::kOnes, kHigh = kLow << 16;
-  return ((pair & kLow) == kLow ? 0 : pair & 0xffffu) |
-         ((pair & kHigh) == kHigh ? 0 : pair & 0xffff0000u);
+  return pair & ~((special_signs<T>(pair) >> 15) * 0xffffu);
 }
 
 // acc[m] += P_m B: the kTiles fragments P of 16 rows and 64 columns, as scores() leaves them,
@@ -134,16 +140,24 @@ __device__ inline void add_special(float (&acc)[kDim / 8][4], const float (&p)[k
     const unsigned counts = __shfl_sync(kFullWarp, nonzero, owner) >> bit;
     const unsigned minus = __shfl_sync(kFullWarp, negative, owner) >> bit;
     const T* row = right + j * kPitchOf<kDim> + lane % 4 * 2;
+    float weight[2];
 #pragma unroll
-    for (int i = 0; i < kDim / 8 * 2; ++i) {
+    for (int half = 0; half < 2; ++half)
+      weight[half] = counts >> 2 * half & 1 ? minus >> 2 * half & 1 ? -1.f : 1.f : 0.f;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
       keep_order();
-      const float x = to_float(row[i / 2 * 8 + i % 2]);
-      if (x - x == 0) continue;
+      unsigned pair;
+      memcpy(&pair, row + 8 * n, sizeof pair);
+      const unsigned special = special_signs<T>(pair);
+      if (!special) continue;
+      T x[2];
+      memcpy(x, &pair, sizeof pair);
 #pragma unroll
-      for (int half = 0; half < 4; half += 2)
-        if (sees >> half & 1)
-          acc[i / 2][half + i % 2] +=
-              (counts >> half & 1 ? minus >> half & 1 ? -1.f : 1.f : 0.f) * x;
+      for (int i = 0; i < 4; ++i) {
+        const bool adds = special >> (15 + 16 * (i % 2)) & 1 && sees >> i / 2 * 2 & 1;
+        acc[n][i] += adds ? weight[i / 2] * to_float(x[i % 2]) : -0.f;  // x + -0 is x
+      }
     }
   }
 }

@@ -79,6 +79,19 @@ __device__ inline void shape_scores(float (&s)[kTiles][kN][4], unsigned (&seen)[
                                     const AttendTask& task, const AttendPlace& p, const Lane& lane,
                                     int n) {
   const AttentionArgs& a = task.a;
+  // An option at a time: fewer branches, which the compiler takes long over.
+  const auto each = [&](auto change) {
+#pragma unroll
+    for (int i = 0; i < kTiles * kN * 4; ++i) {
+      float& x = s[i / (kN * 4)][i / 4 % kN][i % 4];
+      x = change(x);
+    }
+  };
+  if (a.softcap > 0)
+    each([&](float x) { return a.softcap * tanhf(x * a.scale / a.softcap) * kLog2e; });
+  else
+    each([&](float x) { return x * a.scale * kLog2e; });
+  if (!a.slopes && !(a.mask && a.mask_kind != 0)) return;
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -86,24 +99,30 @@ __device__ inline void shape_scores(float (&s)[kTiles][kN][4], unsigned (&seen)[
       const int row = lane.row + 16 * m + 8 * half;
       if (row >= p.rows) continue;
       const int i = row / task.pack, head = p.head + row % task.pack;
-      const float slope = a.slopes ? a.slopes[head] * kLog2e : 0.f;
-      const int64_t mask_row =
-          int64_t(p.b) * a.mask_stride[0] + head * a.mask_stride[1] + i * a.mask_stride[2];
+      const auto each_key = [&](auto change) {
 #pragma unroll
-      for (int k = 0; k < 2 * kN; ++k) {
-        const int e = 2 * half + k % 2, key = n + k / 2 * 8 + 2 * lane.t + k % 2;
-        float x = s[m][k / 2][e] * a.scale;
-        if (a.softcap > 0) x = a.softcap * tanhf(x / a.softcap);
-        x *= kLog2e;
-        const int ahead = key - (i + p.offset);
-        if (a.slopes) x = fmaf(-slope, float(ahead < 0 ? -ahead : ahead), x);
-        if (a.mask && a.mask_kind != 0 && seen[m] >> (k / 2 * 4 + e) & 1) {
+        for (int k = 0; k < 2 * kN; ++k) {
+          const int e = 2 * half + k % 2;
+          change(s[m][k / 2][e], n + k / 2 * 8 + 2 * lane.t + k % 2, 1u << (k / 2 * 4 + e));
+        }
+      };
+      if (a.slopes) {
+        const float slope = a.slopes[head] * kLog2e;
+        each_key([&](float& x, int key, unsigned) {
+          const int ahead = key - (i + p.offset);
+          x = fmaf(-slope, float(ahead < 0 ? -ahead : ahead), x);
+        });
+      }
+      if (a.mask && a.mask_kind != 0) {
+        const int64_t mask_row =
+            int64_t(p.b) * a.mask_stride[0] + head * a.mask_stride[1] + i * a.mask_stride[2];
+        each_key([&](float& x, int key, unsigned bit) {
+          if (!(seen[m] & bit)) return;
           const float bias = mask_bias(a, mask_row + key * a.mask_stride[3]);
           x = fmaf(bias, kLog2e, x);
           if (x < -kMostFloat) x = -kMostFloat;  // the least float hides no key
-          if (bias == -INFINITY) seen[m] &= ~(1u << (k / 2 * 4 + e));
-        }
-        s[m][k / 2][e] = x;
+          if (bias == -INFINITY) seen[m] &= ~bit;
+        });
       }
     }
 }

@@ -1,10 +1,10 @@
 // Packed sequences: one task is a run of packed query rows of one key head, cut where sequences
-// end.
-#include "op/attention_varlen.h"
+// end. Compiled as a part of attention.cpp, whose blocks it shares.
+#pragma once
 
 #include "cpu/attend_block.h"
 #include "cpu/parallel.h"
-#include "cpu/plain.h"
+#include "op/attention_varlen.h"
 
 namespace hexad {
 namespace {
@@ -56,16 +56,4 @@ void run(const AttentionVarlenArgs& a) {
 }
 
 }  // namespace
-
-namespace HEXAD_ISA {
-
-void attention_varlen(const AttentionVarlenArgs& a) {
-#if HEXAD_SHARES
-  a.bf16 ? run<bf16>(a) : HEXAD_PLAIN::attention_varlen(a);
-#else
-  a.bf16 ? run<bf16>(a) : a.f16 ? run<f16>(a) : run<float>(a);
-#endif
-}
-
-}  // namespace HEXAD_ISA
 }  // namespace hexad
