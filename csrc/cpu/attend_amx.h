@@ -76,7 +76,9 @@ class TileBlock {
   struct Lists {
     const bf16 *k[kTile], *v[kTile];
   };
-  Lists find(int64_t base, const RowSight::Tile& sees) const {
+  Lists find(int t) const {
+    const RowSight::Tile& sees = sight_.tiles[t];
+    const int64_t base = base_ + t * kTile;
     Lists found;
     // Keys that no row sees: any readable ones do, their scores are hidden.
     for (int j = 0; j < kTile; ++j) {
@@ -88,11 +90,9 @@ class TileBlock {
 
   void walk() {
     const int together = tiles_together();
-    for (int64_t base = sight_.first / kTile * kTile; base < sight_.last;) {
-      int count = 0;
-      for (; count < together && base < sight_.last; base += kTile)
-        if (sight_.look(base, sight_.tiles[count])) bases_[count++] = base;
-      if (count) narrow() ? at_once(count) : in_chunks();
+    for (base_ = sight_.first / kTile * kTile; base_ < sight_.last; base_ += together * kTile) {
+      const int count = int(std::min<int64_t>(together, (sight_.last - base_ + kTile - 1) / kTile));
+      if (sight_.look(base_, count)) narrow() ? at_once(count) : in_chunks();
     }
   }
 
@@ -102,7 +102,9 @@ class TileBlock {
     bool special[kMostTiles];
     for (int t = 0; t < count; ++t) {
       const RowSight::Tile& sees = sight_.tiles[t];
-      const Lists at = find(bases_[t], sees);
+      special[t] = false;
+      if (sees.from >= sees.upto) continue;
+      const Lists at = find(t);
       turn_keys(at.k, nullptr, 0, job_.head_dim, sees.from, sees.upto,
                 k_ + t * steps * kStepFloats);
       special[t] = pair_values(at.v, nullptr, 0, job_.value_dim, sees.from, sees.upto,
@@ -144,15 +146,14 @@ class TileBlock {
     add_values(p, v, n, due.strip, 0, job_.value_dim);
     for (int t = due.from; t < due.upto; ++t)
       if (special[t] && sight_.tiles[t].strips[due.strip].upto)
-        add_special(t, due.strip, find(bases_[t], sight_.tiles[t]).v, 0, job_.value_dim,
-                    p_ + t % kMostDue * kStripNumbers);
+        add_special(t, due.strip, find(t).v, 0, job_.value_dim, p_ + t % kMostDue * kStripNumbers);
     due.from = due.upto;
   }
 
   // Dimensions by chunks, strips one after another.
   void in_chunks() {
     const RowSight::Tile& tile = sight_.tiles[0];
-    const Lists lists = find(bases_[0], tile);
+    const Lists lists = find(0);
     const auto each_strip = [&](const auto& body) {
       for (int s = 0; s * kStrip < sight_.rows; ++s)
         if (tile.strips[s].from < tile.strips[s].upto)
@@ -284,14 +285,16 @@ class TileBlock {
   template <class Before>
   void soften(int t, int strip, float* s, bf16* p, const Before& before) {
     const float scale = job_.scale, softcap = job_.softcap;
-    const int64_t base = bases_[t];
+    const int64_t base = base_ + t * kTile;
     const Mask& mask = job_.mask;
     // Where a mask can be read as it lies.
     const bool whole = mask.key == 1 && base + kTile <= job_.count;
     switch (form_) {
-      case Form::plain:
-        soften(t, strip, s, p, before, [&](int, float*) { return PlainScore(scale); });
+      case Form::plain: {
+        const PlainScore plain(scale);
+        soften(t, strip, s, p, before, [&](int, float*) -> const PlainScore& { return plain; });
         break;
+      }
       case Form::capped: {
         const CappedScore capped(scale, softcap);
         soften(t, strip, s, p, before, [&](int, float*) -> const CappedScore& { return capped; });
@@ -303,23 +306,27 @@ class TileBlock {
         break;
       case Form::biased_bf16:
         if (whole) {
-          soften(t, strip, s, p, before, [&](int r, float*) {
+          BiasedScore<bf16> biased(scale, nullptr);
+          soften(t, strip, s, p, before, [&](int r, float*) -> const BiasedScore<bf16>& {
             const bf16* bias = static_cast<const bf16*>(mask.data) + sight_.mask_at(r) + base;
             // The tile after those in scratch.
             _mm_prefetch(bias + kMostTiles * kTile, _MM_HINT_T1);
             _mm_prefetch(bias + kMostTiles * kTile + kTile / 2, _MM_HINT_T1);
-            return BiasedScore<bf16>(scale, bias);
+            biased.bias = bias;
+            return biased;
           });
           break;
         }
         [[fallthrough]];
       case Form::biased:
         if (whole && mask.kind == MaskKind::f32) {
-          soften(t, strip, s, p, before, [&](int r, float*) {
+          BiasedScore<float> biased(scale, nullptr);
+          soften(t, strip, s, p, before, [&](int r, float*) -> const BiasedScore<float>& {
             const float* bias = static_cast<const float*>(mask.data) + sight_.mask_at(r) + base;
             for (int j = 0; j < kTile; j += kLanes)
               _mm_prefetch(bias + kMostTiles * kTile + j, _MM_HINT_T1);
-            return BiasedScore<float>(scale, bias);
+            biased.bias = bias;
+            return biased;
           });
           break;
         }
@@ -355,16 +362,38 @@ class TileBlock {
   HEXAD_INLINE void soften(int t, int strip, float* s, bf16* p, const Before& before,
                            const ScoreOf& score_of) {
     const int first = strip * kStrip;
+    const uint64_t* words = sight_.tiles[t].words;
+    using Score = std::decay_t<decltype(score_of(0, s))>;
+    if constexpr (Score::kLasting)
+      for (int n = 0; n < sight_.rows_of(strip); n += kLanes)
+        if (__builtin_expect(unreferred(best_ + first + n), 0))
+          refer<kPlain, Score>(first + n, std::min(kLanes, sight_.rows_of(strip) - n), words,
+                               s + n * kTile, score_of);
     for (int r = first; r < first + sight_.rows_of(strip); ++r, s += kTile, p += kTile) {
-      const uint64_t seen = kPlain ? ~uint64_t(0) : sight_.tiles[t].words[r];
-      const float fall =
-          soften_row<kPlain>(score_of(r, s), s, seen, best_ + r, sums_ + r * kLanes, p);
+      const uint64_t seen = kPlain ? ~uint64_t(0) : words[r];
+      const float fall = soften_row<kPlain, Score::kLasting>(score_of(r, s), s, seen, best_ + r,
+                                                             sums_ + r * kLanes, p);
       if (__builtin_expect(fall != 1, 0)) {
         before();
         float* out = out_ + r * o_step_;
         for (int64_t d = 0; d < o_step_; d += kLanes) store(out + d, load(out + d) * set1(fall));
       }
     }
+  }
+
+  // References of up to sixteen rows that meet their first keys: what softmax would do by row.
+  template <bool kPlain, class Score, class ScoreOf>
+  __attribute__((noinline)) void refer(int first, int count, const uint64_t* words, float* s,
+                                       const ScoreOf& score_of) {
+    vf tops[kLanes];
+    alignas(64) float above[kLanes] = {};
+    for (int i = 0; i < kLanes; ++i) {
+      const int r = std::min(i, count - 1);
+      const Score score = score_of(first + r, s);
+      above[i] = score.headroom;
+      tops[i] = Softmax<Score>{score}.top(s + r * kTile, kPlain ? ~uint64_t(0) : words[first + r]);
+    }
+    take_references(tops, above, count, best_ + first);
   }
 
   // What infinities and NaN among the values add to the rows that see them.
@@ -416,7 +445,7 @@ class TileBlock {
   alignas(64) float out_[kBlockNumbers];                  // sums, not yet divided
   alignas(64) float s_[kStripsInChunks * kStripNumbers];  // scores
   alignas(64) bf16 p_[kStripsInChunks * kStripNumbers];   // weights
-  int64_t bases_[kMostTiles];                             // of the tiles looked at
+  int64_t base_;                                          // of the tiles in scratch
   alignas(64) float k_[kTileSteps * kStepFloats];         // keys, turned
   alignas(64) float v_[kTileSteps * kStepFloats];         // values, paired
 };

@@ -43,10 +43,11 @@ HEXAD_INLINE bool in_base_2(Form form) {
 }
 
 // A reference stands `headroom` above the scores it is taken from, where later ones may be expected
-// to be higher by so much; with `rises` it is to follow at once.
+// to be higher by so much; with `rises` it is to follow at once. kLasting: a row's scores may be
+// asked for again.
 struct Steady {
   static constexpr float headroom = 0;
-  static constexpr bool rises = false;
+  static constexpr bool rises = false, kLasting = true;
 };
 
 struct BaseTwo : Steady {
@@ -67,6 +68,7 @@ struct PlainScore : BaseTwo {
 // cap tanh(s scale / cap). Scores mostly lie far below the cap, where the score is s times an even
 // polynomial of s; a row that has others is for far_capped().
 struct CappedScore : BaseTwo {
+  static constexpr bool kLasting = false;  // far_capped() changes them
   float inward, softcap;
   float c[4], within;  // the polynomial, and below which s^2 it holds
   CappedScore(float scale, float softcap) : inward(scale / softcap), softcap(softcap) {
@@ -185,14 +187,21 @@ struct Natural : Steady {
   }
 };
 
-HEXAD_INLINE vf widen(const float* p) {
-  return load(p);
+HEXAD_INLINE void widen(const float* p, vf* x) {
+  HEXAD_FOUR x[g] = load(p + g * kLanes);
 }
-// As load(), which warns where it is inlined here.
-HEXAD_INLINE vf widen(const bf16* p) {
-  constexpr __mmask16 all = 0xffff;
-  return (vf)_mm512_maskz_slli_epi32(
-      all, _mm512_maskz_cvtepu16_epi32(all, _mm256_loadu_si256((const __m256i*)p)), 16);
+// Words to the upper halves of lanes, one permutation a vector.
+HEXAD_INLINE void widen(const bf16* p, vf* x) {
+  alignas(64) static const uint16_t lanes[32] = {0, 0,  0, 1,  0, 2,  0, 3,  0, 4, 0,
+                                                 5, 0,  6, 0,  7, 0,  8, 0,  9, 0, 10,
+                                                 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  const __m512i low = load<__m512i>(lanes), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const __m512i words = _mm512_loadu_si512(p + 2 * h * kLanes);
+    x[2 * h] = (vf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, low, words);
+    x[2 * h + 1] = (vf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, high, words);
+  }
 }
 
 // E: of the mask, which lies at `bias` for the tile's keys.
@@ -202,13 +211,14 @@ struct BiasedScore : Natural<BiasedScore<E>> {
   const E* bias;
   BiasedScore(float scale, const E* bias) : scale(scale), bias(bias) {}
   HEXAD_INLINE void value(const float* s, vf* x) const {
-    HEXAD_FOUR x[g] = widen(bias + g * kLanes);
+    widen(bias, x);
     HEXAD_FOUR x[g] = fma(load(s + g * kLanes), set1(scale), x[g]);
   }
 };
 
 // Scores that stand ready.
 struct ReadyScore : Natural<ReadyScore> {
+  static constexpr bool kLasting = false;  // general() made them in place
   HEXAD_INLINE void value(const float* s, vf* x) const { HEXAD_FOUR x[g] = load(s + g * kLanes); }
 };
 

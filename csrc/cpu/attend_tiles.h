@@ -148,13 +148,25 @@ struct Softmax {
     return (w[0] + w[1]) + (w[2] + w[3]);
   }
 
+  // A lane of it is the largest of the row's scores.
+  HEXAD_INLINE vf top(const float* s, uint64_t seen) const {
+    vf top[kGroups];
+    score.value(s, top);
+    const __m512 none = _mm512_set1_ps(-__builtin_inff());
+    // A NaN gets lost.
+    HEXAD_FOUR top[g] =
+        (vf)_mm512_mask_max_ps(none, __mmask16(seen >> g * kTileSide), (__m512)top[g], none);
+    return larger(larger(top[0], top[1]), larger(top[2], top[3]));
+  }
+
   // Weights of the row's scores s for the keys that the bits of `seen` name, rounded, in order.
-  // Returns what earlier weights are to be multiplied by.
-  template <bool kAll>
+  // Returns what earlier weights are to be multiplied by. kReferred: a row that sees keys has its
+  // reference (one without would get weights that are no numbers, and rise all the same).
+  template <bool kAll, bool kReferred>
   HEXAD_INLINE float row(const float* s, uint64_t seen, float* m, float* sums, bf16* p) const {
     vf w[kGroups], t;
     float fall = 1;
-    bool rises = score.rises || *m == -__builtin_inff();
+    bool rises = score.rises || (!kReferred && *m == -__builtin_inff());
     if (__builtin_expect(!rises, 1)) {
       t = weigh<kAll>(s, *m, seen, w);
       rises = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(kRoom), _CMP_NLE_UQ) != 0;
@@ -173,14 +185,8 @@ struct Softmax {
 
  private:
   __attribute__((noinline)) float rise(const float* s, uint64_t seen, float* m, float* sums) const {
-    vf top[kGroups];
-    score.value(s, top);
-    const __m512 none = _mm512_set1_ps(-__builtin_inff());
-    // A NaN gets lost.
-    HEXAD_FOUR top[g] =
-        (vf)_mm512_mask_max_ps(none, __mmask16(seen >> g * kTileSide), (__m512)top[g], none);
     const float before = *m;
-    const float tile = max_across(larger(larger(top[0], top[1]), larger(top[2], top[3])));
+    const float tile = max_across(top(s, seen));
     if (!(tile > before)) return 1;
     *m = tile + score.headroom;
     if (before == -__builtin_inff()) return 1;  // there are no sums yet
@@ -190,18 +196,44 @@ struct Softmax {
   }
 };
 
+// Which of sixteen rows have seen no key.
+HEXAD_INLINE __mmask16 unreferred(const float* m) {
+  return _mm512_cmp_ps_mask(_mm512_load_ps(m), _mm512_set1_ps(-__builtin_inff()), _CMP_EQ_OQ);
+}
+
+// References of rows that see their first keys, from the rows' top() and how far above to stand.
+inline void take_references(const vf* tops, const float* above, int count, float* m) {
+  alignas(64) float most[kLanes];
+  for (int i = 0; i < kLanes; i += 4) {
+    f32x4 four[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) four[j] = halves_max(halves_max(tops[i + j]));
+    const f32x4 ab = larger(__builtin_shufflevector(four[0], four[1], 0, 1, 4, 5),
+                            __builtin_shufflevector(four[0], four[1], 2, 3, 6, 7));
+    const f32x4 cd = larger(__builtin_shufflevector(four[2], four[3], 0, 1, 4, 5),
+                            __builtin_shufflevector(four[2], four[3], 2, 3, 6, 7));
+    const f32x4 each = larger(__builtin_shufflevector(ab, cd, 0, 2, 4, 6),
+                              __builtin_shufflevector(ab, cd, 1, 3, 5, 7));
+    memcpy(most + i, &each, sizeof each);
+  }
+  const __mmask16 some =
+      _mm512_mask_cmp_ps_mask(unreferred(m) & __mmask16((1u << count) - 1), _mm512_load_ps(most),
+                              _mm512_set1_ps(-__builtin_inff()), _CMP_NEQ_OQ);
+  _mm512_mask_store_ps(m, some, (__m512)(load(most) + load(above)));
+}
+
 // As Softmax::row(); may change s.
-template <bool kAll, class Score>
+template <bool kAll, bool kReferred = false, class Score>
 HEXAD_INLINE float soften_row(const Score& score, float* s, uint64_t seen, float* m, float* sums,
                               bf16* p) {
   if constexpr (std::is_same<Score, CappedScore>::value) {
     if (__builtin_expect(score.far(s), 0)) {
       alignas(64) float factors[kTileKeys];
       const FactoredScore far = far_capped(score, s, factors);
-      return Softmax<FactoredScore>{far}.template row<kAll>(s, seen, m, sums, p);
+      return Softmax<FactoredScore>{far}.template row<kAll, kReferred>(s, seen, m, sums, p);
     }
   }
-  return Softmax<Score>{score}.template row<kAll>(s, seen, m, sums, p);
+  return Softmax<Score>{score}.template row<kAll, kReferred>(s, seen, m, sums, p);
 }
 
 // The end of sixteen rows' softmax: from references, totals, and sinks, if any, what the rows' sums

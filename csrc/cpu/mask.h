@@ -15,6 +15,14 @@ HEXAD_INLINE vf add_from(vf a, vf b, vf x, vf bound) {
   return select(at_least(x, bound), a + b, a);
 #endif
 }
+// a, with 0 where the mask is set: a blend of AVX2 takes three steps.
+HEXAD_INLINE reg cleared(IntOf<reg>::type m, reg a) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (reg)_mm256_andnot_ps((__m256)m, (__m256)a);
+#else
+  return select(m, set1_reg(0.f), a);
+#endif
+}
 // Whether a mask is set in all lanes.
 HEXAD_INLINE bool all_set(vi m) {
 #if defined(__AVX512F__)

@@ -169,7 +169,7 @@ HEXAD_INLINE void exp_falling(reg* x) {
   ints gone[N], k[N];
   reg p[N];
   HEXAD_EACH gone[i] = less(x[i], least);
-  HEXAD_EACH x[i] = select(gone[i], least, x[i]);
+  HEXAD_EACH x[i] = larger(least, x[i]);
   HEXAD_EACH {
     const reg t = fma(x[i], set1_reg(1.44269504088896341f), magic);
     k[i] = ((ints)t - (ints)magic) << 23;
@@ -184,7 +184,7 @@ HEXAD_INLINE void exp_falling(reg* x) {
   HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(0.5f));
   HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f));
   HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f));
-  HEXAD_EACH x[i] = select(gone[i], set1_reg(0.f), (reg)((ints)p[i] + k[i]));
+  HEXAD_EACH x[i] = cleared(gone[i], (reg)((ints)p[i] + k[i]));
 #undef HEXAD_EACH
 }
 

@@ -54,35 +54,48 @@ class RowSight {
 
   int rows_of(int strip) const { return std::min(kStrip, rows - strip * kStrip); }
 
-  // Looks at the tile that starts at key `base`; false if no row sees any of it.
-  bool look(int64_t base, Tile& tile) const {
+  // Looks at the `count` tiles from key `base` on; false if no row sees any of them. A mask is read
+  // row by row through all of them: its rows mostly lie in other pages.
+  bool look(int64_t base, int count) {
     const bool masked = job_.mask.kind != MaskKind::none;
     const bool alike = job_.mask.row == 0 && (job_.mask.head == 0 || job_.group == 1);
-    uint64_t any = 0, shown = ~0ull;
-    if (masked && alike) read_masks(base, 0, 1, &shown);
+    if (masked && alike) read_masks(base, 0, count, 0, 1);
+    uint64_t any[kMostTiles] = {}, shown[kMostTiles];
+    for (int t = 0; t < count; ++t) shown[t] = masked && alike ? tiles[t].words[0] : ~0ull;
     for (int s = 0; s * kStrip < rows; ++s) {
       const int first = s * kStrip, end = first + rows_of(s);
-      uint64_t some = 0, each = ~0ull, *words = tile.words;
-      const bool inside = base >= inner_[s].from && base + kTile <= inner_[s].upto;
-      if (!masked && inside) {
-        some = each;
-      } else if (base < outer_[s].upto && base + kTile > outer_[s].from) {
-        if (masked && !alike)
-          read_masks(base, first, end, words);
-        else
-          std::fill(words + first, words + end, shown);
-        if (!inside)
-          for (int r = first; r < end; ++r)
-            words[r] &= run_of_bits(int(std::clamp<int64_t>(lo_[r] - base, 0, kTile)),
-                                    int(std::clamp<int64_t>(hi_[r] - base, 0, kTile)));
-        for (int r = first; r < end; ++r) some |= words[r], each &= words[r];
+      const Range outer = outer_[s], inner = inner_[s];
+      // Tiles that the strip's ranges meet.
+      int from = 0, upto = count;
+      while (from < upto && base + (from + 1) * kTile <= outer.from) ++from;
+      while (from < upto && base + (upto - 1) * kTile >= outer.upto) --upto;
+      if (masked && !alike) read_masks(base, from, upto, first, end);
+      for (int t = 0; t < count; ++t) {
+        uint64_t some = 0, each = ~0ull, *words = tiles[t].words;
+        const int64_t at = base + t * kTile;
+        const bool inside = at >= inner.from && at + kTile <= inner.upto;
+        if (!masked && inside) {
+          some = each;
+        } else if (t >= from && t < upto) {
+          if (!masked || alike) std::fill(words + first, words + end, shown[t]);
+          if (!inside)
+            for (int r = first; r < end; ++r)
+              words[r] &= run_of_bits(int(std::clamp<int64_t>(lo_[r] - at, 0, kTile)),
+                                      int(std::clamp<int64_t>(hi_[r] - at, 0, kTile)));
+          for (int r = first; r < end; ++r) some |= words[r], each &= words[r];
+        }
+        tiles[t].strips[s] = {some ? __builtin_ctzll(some) : 0,
+                              some ? 64 - __builtin_clzll(some) : 0, some && each == ~0ull};
+        any[t] |= some;
       }
-      tile.strips[s] = {some ? __builtin_ctzll(some) : 0, some ? 64 - __builtin_clzll(some) : 0,
-                        some && each == ~0ull};
-      any |= some;
     }
-    tile.from = any ? __builtin_ctzll(any) : 0, tile.upto = any ? 64 - __builtin_clzll(any) : 0;
-    return any;
+    uint64_t all = 0;
+    for (int t = 0; t < count; ++t) {
+      tiles[t].from = any[t] ? __builtin_ctzll(any[t]) : 0;
+      tiles[t].upto = any[t] ? 64 - __builtin_clzll(any[t]) : 0;
+      all |= any[t];
+    }
+    return all;
   }
 
   // Where row r of a mask starts, in numbers.
@@ -99,39 +112,46 @@ class RowSight {
   }
 
  private:
-  // What a mask shows rows [first, end).
-  void read_masks(int64_t base, int first, int end, uint64_t* shown) const {
-    const Mask& m = job_.mask;
-    const bool whole = m.key == 1 && base + kTile <= job_.count;
-    if (m.kind == MaskKind::boolean)
-      return read_masks(static_cast<const uint8_t*>(m.data), base, first, end, shown, whole,
-                        set_bytes, [](uint8_t x) { return x != 0; });
-    if (m.kind == MaskKind::f32)
-      return read_masks(static_cast<const float*>(m.data), base, first, end, shown, whole,
-                        not_hiding<float>, [](float x) { return x != -__builtin_inff(); });
-    read_masks(static_cast<const bf16*>(m.data), base, first, end, shown, whole, not_hiding<bf16>,
-               [](bf16 x) { return x.raw != kHides; });
+  // What a mask shows rows [first, end) of tiles [from, upto).
+  void read_masks(int64_t base, int from, int upto, int first, int end) {
+    const void* data = job_.mask.data;
+    switch (job_.mask.kind) {
+      case MaskKind::boolean:
+        return read_masks(static_cast<const uint8_t*>(data), base, from, upto, first, end,
+                          set_bytes, [](uint8_t x) { return x != 0; });
+      case MaskKind::f32:
+        return read_masks(static_cast<const float*>(data), base, from, upto, first, end,
+                          not_hiding<float>, [](float x) { return x != -__builtin_inff(); });
+      default:
+        read_masks(static_cast<const bf16*>(data), base, from, upto, first, end, not_hiding<bf16>,
+                   [](bf16 x) { return x.raw != kHides; });
+    }
   }
 
   template <class E, class Shown64, class Shown>
-  HEXAD_INLINE void read_masks(const E* mask, int64_t base, int first, int end, uint64_t* shown,
-                               bool whole, const Shown64& shown_64, const Shown& shown_one) const {
-    constexpr int kAhead = 32;  // rows: they mostly lie in other pages
-    if (whole) {
-      mask += base;
-      for (int r = first; r < end; ++r) {
-        const E* ahead = mask + mask_at_[std::min(r + kAhead, rows - 1)];
-#pragma GCC unroll 4
-        for (int j = 0; j < kTile; j += 64 / sizeof(E)) __builtin_prefetch(ahead + j, 0, 2);
-        shown[r] = shown_64(mask + mask_at_[r]);
-      }
-      return;
-    }
+  HEXAD_INLINE void read_masks(const E* mask, int64_t base, int from, int upto, int first, int end,
+                               const Shown64& shown_64, const Shown& shown_one) {
+    constexpr int kAhead = 4;  // rows
+    const int64_t step = job_.mask.key;
+    // Tiles that are read as they lie.
+    const int whole =
+        step == 1 ? int(std::clamp<int64_t>((job_.count - base) / kTile, from, upto)) : from;
     for (int r = first; r < end; ++r) {
-      uint64_t row = 0;
-      for (int64_t j = 0; j < std::min<int64_t>(kTile, job_.count - base); ++j)
-        row |= uint64_t(shown_one(mask[mask_at_[r] + (base + j) * job_.mask.key])) << j;
-      shown[r] = row;
+      const E* row = mask + mask_at_[r] + base * step;
+      const E* ahead = mask + mask_at_[std::min(r + kAhead, rows - 1)] + base;
+      for (int t = from; t < whole; ++t) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kTile; j += 64 / sizeof(E))
+          __builtin_prefetch(ahead + t * kTile + j, 0, 2);
+        tiles[t].words[r] = shown_64(row + t * kTile);
+      }
+      for (int t = whole; t < upto; ++t) {
+        uint64_t word = 0;
+        const int64_t left = std::min<int64_t>(kTile, job_.count - base - t * kTile);
+        for (int64_t j = 0; j < left; ++j)
+          word |= uint64_t(shown_one(row[(t * kTile + j) * step])) << j;
+        tiles[t].words[r] = word;
+      }
     }
   }
 
