@@ -39,6 +39,10 @@ template <int N, class T, class Access>
 HEXAD_INLINE void update(const StepArgs& a, int64_t at, Access access) {
   const float clip = a.row[2], guidance = a.row[3];
   const T* const output = static_cast<const T*>(a.model_output) + at;
+  for (int i = 0; N > 1 && i < N; ++i) {
+    ask(a.x + at + i * kLanes), ask(output + i * kLanes);
+    if (a.uncond) ask(static_cast<const T*>(a.uncond) + at + i * kLanes);
+  }
   vf x[N], m[N], p[N];
   for (int i = 0; i < N; ++i) {
     x[i] = access.get(a.x + at + i * kLanes);
