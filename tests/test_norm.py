@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import hexad_kernels
 from hexad_kernels import native, norm
+from tests import promises
 
 
 def draw(*shape, dtype=torch.float32, seed=5):
@@ -50,6 +51,16 @@ def test_rows_far_from_zero_and_long_rows():
         error = (norm(x) - exact).abs().max()
         assert error <= 2 * (F.layer_norm(x, x.shape[1:]) - exact).abs().max() + 2**-22
         assert error < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["layer", "group"])
+def test_rows_whose_first_elements_lie_far_from_the_rest(kind):
+    """The first elements' mean is where one pass takes both moments; here it needs another."""
+    x = draw(3, 4, 1030)
+    x[:, :, :16] += 1e4
+    x[1, :, 16:] += 300
+    call = promises.Call((x,), {"kind": kind, "num_groups": 4 if kind == "group" else None})
+    promises.accurate("norm", call, call.map(lambda t: t.double()))
 
 
 def test_constant_rows_give_the_bias():

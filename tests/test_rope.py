@@ -56,6 +56,15 @@ def test_positions_continue_a_sequence():
     assert torch.equal(later, rope(x, cos, sin)[:, :, 4:])
 
 
+@pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (40, torch.float32), (64, torch.bfloat16)], ids=str)
+def test_outputs_beyond_the_cache_have_the_bits_of_their_rows(dim, dtype):
+    x = draw(2, 8200, 7 * 64 // dim, dim).to(dtype).repeat(1, 1, 2 if dtype == torch.bfloat16 else 1, 1).transpose(1, 2)
+    cos, sin = tables(dim, 8200, dtype)
+    y = rope(x, cos, sin)
+    for i in range(2):
+        assert torch.equal(rope(x[i : i + 1], cos, sin), y[i : i + 1])
+
+
 def test_gradients():
     x = draw(2, 1, 3, 6).requires_grad_()
     cos, sin = tables(6)

@@ -16,19 +16,25 @@ enum Map { kExp, kTanh, kSigmoid, kAdditive };
 
 // clamp * tanh(r / clamp) with one division, of |r|: with z = x^2, the continued fraction of tanh
 // as x + x z N(z) / D(z) where 1 - 2 / (e^2x + 1) would cancel, and that elsewhere.
-HEXAD_INLINE vf bounded(vf r, float clamp) {
-  const vf inverse = set1(1.f / clamp);
-  const vf a = min(set1(std::min(20.f * clamp, 3e38f)), abs(r));
-  vf x = a * inverse;
-  x = fma(fma(-x, set1(clamp), a), inverse, x);
-  const vf z = x * x;
-  const vf n = fma(fma(set1(-27.f), z, set1(-2772.f)), z, set1(-45045.f));
-  const vf d = fma(fma(fma(set1(28.f), z, set1(3150.f)), z, set1(62370.f)), z, set1(135135.f));
-  const vf e = exp(x + x);
-  const vi small = less(x, set1(0.625f));
-  const vf quotient = select(small, n, set1(-2.f)) / select(small, d, e + set1(1.f));
-  const vf t = fma(select(small, x * z, set1(1.f)), quotient, select(small, x, set1(1.f)));
-  return set1(clamp) * from_bits(bits(t) | (bits(r) & set1i(int32_t(0x80000000))));
+template <int N>
+HEXAD_INLINE void bounded(vf (&r)[N], float clamp) {
+  const vf inverse = set1(1.f / clamp), most = set1(std::min(20.f * clamp, 3e38f));
+  vf a[N], x[N], z[N], n[N], d[N], e[N];
+  vi small[N];
+  HEXAD_EACH a[i] = min(most, abs(r[i]));
+  HEXAD_EACH x[i] = a[i] * inverse;
+  HEXAD_EACH x[i] = fma(fma(-x[i], set1(clamp), a[i]), inverse, x[i]);
+  HEXAD_EACH z[i] = x[i] * x[i];
+  HEXAD_EACH e[i] = x[i] + x[i];
+  exp(e);
+  HEXAD_EACH n[i] = fma(fma(set1(-27.f), z[i], set1(-2772.f)), z[i], set1(-45045.f));
+  HEXAD_EACH d[i] = fma(fma(set1(28.f), z[i], set1(3150.f)), z[i], set1(62370.f));
+  HEXAD_EACH d[i] = fma(d[i], z[i], set1(135135.f));
+  HEXAD_EACH small[i] = less(x[i], set1(0.625f));
+  HEXAD_EACH n[i] = select(small[i], n[i], set1(-2.f)) / select(small[i], d[i], e[i] + set1(1.f));
+  HEXAD_EACH z[i] = select(small[i], x[i] * z[i], set1(1.f));
+  HEXAD_EACH x[i] = fma(z[i], n[i], select(small[i], x[i], set1(1.f)));
+  HEXAD_EACH r[i] = set1(clamp) * from_bits(bits(x[i]) | (bits(r[i]) & set1i(int32_t(0x80000000))));
 }
 
 // The sum of s over a run: a block of vectors, then two floats a lane that keep what rounding
@@ -73,29 +79,37 @@ struct LogDet {
   }
 };
 
-// e^s, or e^-s, of 16 raw scales; s counts where `active` (kMasked) or everywhere.
-template <int M, bool kInverse, bool kMasked>
-HEXAD_INLINE vf factor(vf raw, float clamp, vi active, LogDet<M>& d) {
+// r, 16 raw scales each, becomes e^s, or e^-s; s counts where `active` (kMasked) or everywhere.
+template <int M, bool kInverse, bool kMasked, int N>
+HEXAD_INLINE void factor(vf (&r)[N], float clamp, vi active, LogDet<M>& d) {
   if constexpr (M == kSigmoid) {
-    const vf z = raw + set1(2.f);
-    const vf e = exp(-abs(z)), u = set1(1.f) + e;
-    const vf falling = min(zero(), z);
-    if constexpr (kMasked) {
-      d.block = d.block + select(active, falling, zero());
-      const vf counted = select(active, e, zero());
-      d.multiply(counted, set1(1.f) + counted);
-    } else {
-      d.block = d.block + falling;
-      d.multiply(e, u);
+    vf e[N];
+    HEXAD_EACH r[i] = r[i] + set1(2.f);
+    HEXAD_EACH e[i] = -abs(r[i]);
+    exp(e);
+    HEXAD_EACH {
+      const vf z = r[i], u = set1(1.f) + e[i], falling = min(zero(), z);
+      if constexpr (kMasked) {
+        d.block = d.block + select(active, falling, zero());
+        const vf counted = select(active, e[i], zero());
+        d.multiply(counted, set1(1.f) + counted);
+      } else {
+        d.block = d.block + falling;
+        d.multiply(e[i], u);
+      }
+      // sigmoid(z) = 1 / u, or e / u for z < 0; for the inverse upside down.
+      const vf top = select(less(z, zero()), e[i], set1(1.f));
+      r[i] = kInverse ? u / top : top / u;
+      d.end_vector();
     }
-    // sigmoid(z) = 1 / u, or e / u for z < 0; for the inverse upside down.
-    const vi negative = less(z, zero());
-    const vf top = select(negative, e, set1(1.f));
-    return kInverse ? u / top : top / u;
   } else {
-    const vf s = M == kTanh ? bounded(raw, clamp) : raw;
-    d.block = d.block + (kMasked ? select(active, s, zero()) : s);
-    return exp(kInverse ? -s : s);
+    if constexpr (M == kTanh) bounded(r, clamp);
+    HEXAD_EACH {
+      d.block = d.block + (kMasked ? select(active, r[i], zero()) : r[i]);
+      d.end_vector();
+    }
+    HEXAD_EACH r[i] = kInverse ? -r[i] : r[i];
+    exp(r);
   }
 }
 
@@ -114,8 +128,10 @@ HEXAD_INLINE Slope slope_of(vf raw, float clamp) {
     return {kInverse ? u / top : top / u, select(negative, set1(1.f), e) / u};
   }
   if constexpr (M == kTanh) {
-    const vf s = bounded(raw, clamp), t = s * set1(1.f / clamp);
-    return {exp(kInverse ? -s : s), fma(-t, t, set1(1.f))};
+    vf s[1] = {raw};
+    bounded(s, clamp);
+    const vf t = s[0] * set1(1.f / clamp);
+    return {exp(kInverse ? -s[0] : s[0]), fma(-t, t, set1(1.f))};
   }
   return {exp(kInverse ? -raw : raw), set1(1.f)};
 }

@@ -4,16 +4,32 @@
 namespace hexad {
 namespace {
 
-template <int M, bool kInverse, bool kMasked>
-HEXAD_INLINE vf moved(vf x, vf shift, vf raw, float clamp, vi active, LogDet<M>& d) {
-  vf y;
+// y, given as raw scales, from x.
+template <int M, bool kInverse, bool kMasked, int N>
+HEXAD_INLINE void moved(const vf (&x)[N], const vf (&shift)[N], vf (&y)[N], float clamp, vi active,
+                        LogDet<M>& d) {
   if constexpr (M == kAdditive) {
-    y = kInverse ? x - shift : x + shift;
+    HEXAD_EACH y[i] = kInverse ? x[i] - shift[i] : x[i] + shift[i];
   } else {
-    const vf f = factor<M, kInverse, kMasked>(raw, clamp, active, d);
-    y = kInverse ? (x - shift) * f : fma(x, f, shift);
+    factor<M, kInverse, kMasked>(y, clamp, active, d);
+    HEXAD_EACH y[i] = kInverse ? (x[i] - shift[i]) * y[i] : fma(x[i], y[i], shift[i]);
   }
-  return kMasked ? select(active, y, x) : y;
+  if (kMasked) HEXAD_EACH y[i] = select(active, y[i], x[i]);
+}
+
+template <int N, class T, int M, bool kInverse, bool kMasked>
+HEXAD_INLINE void move(const T* x, const T* shift, const T* raw, T* y, float clamp, vi active,
+                       bool past, LogDet<M>& d) {
+  vf from[N], by[N], v[N];
+  HEXAD_EACH {
+    const int64_t at = i * kLanes;
+    ask(x + at), ask(shift + at);
+    if (M != kAdditive) ask(raw + at);
+    from[i] = load(x + at), by[i] = load(shift + at);
+    v[i] = M == kAdditive ? zero() : load(raw + at);
+  }
+  moved<M, kInverse, kMasked>(from, by, v, clamp, active, d);
+  HEXAD_EACH put(y + i * kLanes, v[i], past);
 }
 
 // A run of elements; for kMasked, lanes outside `active` pass through and count nothing.
@@ -21,21 +37,20 @@ template <class T, int M, bool kInverse, bool kMasked>
 HEXAD_INLINE void run(const T* x, const T* shift, const T* raw, T* y, int64_t n, float clamp,
                       vi active, bool past, LogDet<M>& d) {
   past = past && streams(y);
+  constexpr int64_t wide = kAtOnce * kLanes;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const vf r = M == kAdditive ? zero() : load(raw + i);
-    put(y + i, moved<M, kInverse, kMasked>(load(x + i), load(shift + i), r, clamp, active, d),
-        past);
-    d.end_vector();
-  }
+  for (; i + wide <= n; i += wide)
+    move<kAtOnce, T, M, kInverse, kMasked>(x + i, shift + i, raw + i, y + i, clamp, active, past,
+                                           d);
+  for (; i + kLanes <= n; i += kLanes)
+    move<1, T, M, kInverse, kMasked>(x + i, shift + i, raw + i, y + i, clamp, active, past, d);
   if (i < n) {
     const int64_t rest = n - i;
     const vi here = less_int(iota(), set1i(int32_t(rest)));
-    const vf r = M == kAdditive ? zero() : load_part(raw + i, rest);
-    const vf v = moved<M, kInverse, true>(load_part(x + i, rest), load_part(shift + i, rest), r,
-                                          clamp, kMasked ? active & here : here, d);
-    store_part(y + i, v, rest);
-    d.end_vector();
+    vf v[1] = {M == kAdditive ? zero() : load_part(raw + i, rest)};
+    moved<M, kInverse, true>({load_part(x + i, rest)}, {load_part(shift + i, rest)}, v, clamp,
+                             kMasked ? active & here : here, d);
+    store_part(y + i, v[0], rest);
   }
 }
 

@@ -57,6 +57,9 @@ HEXAD_INLINE void run(const Rows<T>& r, int64_t n, float l, float clamp, bool fr
   past = past && streams(r.dx) && streams(r.dshift) && streams(r.draw);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, n - i);
+    if (r.g) ask(r.g + i);
+    ask(r.value + i), ask(r.shift + i);
+    if (M != kAdditive) ask(r.raw + i);
     const auto get = [&](const T* p) __attribute__((always_inline)) {
       return !p ? zero() : count == kLanes ? load(p + i) : load_part(p + i, count);
     };

@@ -2,6 +2,8 @@
 // only, so every instruction set gives the same bits. NaN goes in and comes out.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/mask.h"
 #include "cpu/vec.h"
 
@@ -21,20 +23,38 @@ HEXAD_INLINE vf exp_near_zero(vf r) {
   return p;
 }
 
-// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, then 2^n in two factors so that subnormal results round
-// once and overflow reaches infinity.
+// Several vectors side by side, where registers suffice: their chains fill each other's waits.
+constexpr int kAtOnce = std::is_same<vf, f32x16>::value ? 2 : 1;
+#define HEXAD_EACH _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i)
+
+// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, then 2^n so that subnormal results round once and overflow
+// reaches infinity.
+template <int N>
+HEXAD_INLINE void exp(vf (&x)[N]) {
+  const vf magic = set1(12582912.f);
+  vf n[N], p[N];
+  vi k[N];
+  HEXAD_EACH x[i] = max(set1(-104.f), min(set1(89.f), x[i]));
+  HEXAD_EACH {
+    const vf t = x[i] * set1(1.44269504088896341f) + magic;
+    k[i] = bits(t) - bits(magic);
+    n[i] = t - magic;
+  }
+  HEXAD_EACH x[i] = fma(n[i], set1(-0.693359375f), x[i]);
+  HEXAD_EACH x[i] = fma(n[i], set1(2.12194440e-4f), x[i]);
+  HEXAD_EACH p[i] = fma(set1(1.f / 5040), x[i], set1(1.f / 720));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 120));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 24));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f / 6));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(0.5f));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f));
+  HEXAD_EACH p[i] = fma(p[i], x[i], set1(1.f));
+  HEXAD_EACH x[i] = times_power(p[i], n[i], k[i]);
+}
 HEXAD_INLINE vf exp(vf x) {
-  x = max(set1(-104.f), min(set1(89.f), x));
-  const vf t = x * set1(1.44269504088896341f);
-  const vf n = round(t);
-  vf r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
-  const vf p = exp_near_zero(r);
-  const vi k = round_int(t);
-  const vi half = k >> 1;
-  const vf s1 = from_bits((half + set1i(127)) << 23);
-  const vf s2 = from_bits((k - half + set1i(127)) << 23);
-  return p * s1 * s2;
+  vf v[1] = {x};
+  exp(v);
+  return v[0];
 }
 
 // ln x: x = 2^e m, m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh((m-1)/(m+1)). ln 0 = -inf, x < 0 NaN.
@@ -159,12 +179,10 @@ HEXAD_INLINE vf exp_falling(vf x) {
   return select(gone, zero(), from_bits(bits(p) + (k << 23)));
 }
 
-// exp_falling of several registers, the same bits: side by side their chains fill each other's
-// waits.
+// exp_falling of several registers, the same bits.
 template <int N>
 HEXAD_INLINE void exp_falling(reg* x) {
   using ints = IntOf<reg>::type;
-#define HEXAD_EACH _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i)
   const reg least = set1_reg(-87.3f), magic = set1_reg(12582912.f);
   ints gone[N], k[N];
   reg p[N];
@@ -185,7 +203,6 @@ HEXAD_INLINE void exp_falling(reg* x) {
   HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f));
   HEXAD_EACH p[i] = fma(p[i], x[i], set1_reg(1.f));
   HEXAD_EACH x[i] = cleared(gone[i], (reg)((ints)p[i] + k[i]));
-#undef HEXAD_EACH
 }
 
 }  // namespace

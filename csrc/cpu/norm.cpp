@@ -39,10 +39,10 @@ HEXAD_INLINE double total(const T* x, int64_t n, const F& f) {
   return out;
 }
 
-// The sums of x - mean and of its square.
+// The sums of x - pivot and of its square.
 template <class T>
-HEXAD_INLINE void centred(const T* x, int64_t n, float mean, double& first, double& second) {
-  const vf m = set1(mean);
+HEXAD_INLINE void centred(const T* x, int64_t n, float pivot, double& first, double& second) {
+  const vf m = set1(pivot);
   first = second = 0;
   for (int64_t i = 0; i < n;) {
     vf a1 = zero(), b1 = zero(), c1 = zero(), d1 = zero();
@@ -77,14 +77,21 @@ HEXAD_INLINE Moments moments(const NormArgs& a, const T* x) {
         total(x, a.row, [](vf v) __attribute__((always_inline)) { return v * v; });
     return {0.f, 0.f, float(1 / __builtin_sqrt(square / n + a.eps))};
   }
-  const float mean =
-      float(total(x, a.row, [](vf v) __attribute__((always_inline)) { return v; }) / n);
-  // The second pass also finds what rounding left out of the mean: rows far from zero need it.
-  double first, second;
-  centred(x, a.row, mean, first, second);
-  const double low = first / n;
-  const double var = std::max(0.0, second / n - low * low);
-  return {mean, float(low), float(1 / __builtin_sqrt(var + a.eps))};
+  // One pass about the mean of the first elements gives both moments. Where it turns out to lie too
+  // far from the row's mean, the squares have lost digits: another pass then goes about that.
+  const int64_t few = std::min<int64_t>(a.row, kLanes);
+  double mean = sum(load_part(x, few)) / float(few), var = 0;
+  for (int pass = 0; pass < 2; ++pass) {
+    const float pivot = float(mean);
+    double first, second;
+    centred(x, a.row, pivot, first, second);
+    const double off = first / n;
+    mean = pivot + off;
+    var = second / n - off * off;
+    if (off * off <= 4 * var && var < double(__builtin_inff())) break;
+  }
+  const float near = float(mean);
+  return {near, float(mean - near), float(1 / __builtin_sqrt(std::max(0.0, var) + a.eps))};
 }
 
 // What a feature does after normalisation. Missing pointers do nothing.
@@ -108,38 +115,54 @@ void finish(const NormArgs& a, const Moments& m, const T* x, T* y, int64_t n,
             const Affine<T>& affine, bool past) {
   const vf mean = set1(m.mean), low = set1(m.mean_low), inverse = set1(m.inverse);
   const bool centred = !a.rms;
-  const auto one = [&](vf v, const auto& read) __attribute__((always_inline)) {
-    if (centred) v = (v - mean) - low;
-    v = v * inverse;
+  // v is an array of vectors; read(pointer, i) gives a parameter for the i-th of them.
+  const auto apply = [&](auto& v, const auto& read) __attribute__((always_inline)) {
+    constexpr int N = sizeof v / sizeof v[0];
+    if (centred) HEXAD_EACH v[i] = (v[i] - mean) - low;
+    HEXAD_EACH v[i] = v[i] * inverse;
     if (kForm == kWeight || kForm == kBoth || kForm == kSilu ||
         (kForm == kGeneral && affine.weight))
-      v = v * read(affine.weight);
+      HEXAD_EACH v[i] = v[i] * read(affine.weight, i);
     if (kForm == kBoth || kForm == kSilu || (kForm == kGeneral && affine.bias))
-      v = v + read(affine.bias);
-    if (kForm == kGeneral && affine.scale) v = fma(v, read(affine.scale), v);
-    if (kForm == kGeneral && affine.shift) v = v + read(affine.shift);
-    if (kForm == kSilu || (kForm == kGeneral && a.silu)) v = v / (set1(1.f) + exp(-v));
-    return v;
+      HEXAD_EACH v[i] = v[i] + read(affine.bias, i);
+    if (kForm == kGeneral && affine.scale) HEXAD_EACH v[i] = fma(v[i], read(affine.scale, i), v[i]);
+    if (kForm == kGeneral && affine.shift) HEXAD_EACH v[i] = v[i] + read(affine.shift, i);
+    if (kForm == kSilu || (kForm == kGeneral && a.silu)) {
+      vf e[N];
+      HEXAD_EACH e[i] = -v[i];
+      exp(e);
+      HEXAD_EACH v[i] = v[i] / (set1(1.f) + e[i]);
+    }
   };
   past = past && streams(y);
   // The next row comes in meanwhile: the passes over this one would leave memory idle.
   const bool ahead = a.row <= kAhead;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const auto read = [&](const T* p) __attribute__((always_inline)) {
-      return kShared ? set1(to_float(*p)) : load(p + i);
+  int64_t at = 0;
+  constexpr int N = kAtOnce;
+  for (; at + N * kLanes <= n; at += N * kLanes) {
+    const auto read = [&](const T* p, int i) __attribute__((always_inline)) {
+      return kShared ? set1(to_float(*p)) : load(p + at + i * kLanes);
     };
-    if (ahead) {
-      __builtin_prefetch(x + i + a.x_stride);
-      if (!past) __builtin_prefetch(y + i + a.y_stride, 1);
+    vf v[N];
+    HEXAD_EACH {
+      const int64_t here = at + i * kLanes;
+      if (ahead && here * sizeof(T) % 64 == 0) {
+        __builtin_prefetch(x + here + a.x_stride);
+        if (!past) __builtin_prefetch(y + here + a.y_stride, 1);
+      }
+      v[i] = load(x + here);
     }
-    put(y + i, one(load(x + i), read), past);
+    apply(v, read);
+    HEXAD_EACH put(y + at + i * kLanes, v[i], past);
   }
-  if (i < n) {
-    const auto read = [&](const T* p) __attribute__((always_inline)) {
-      return kShared ? set1(to_float(*p)) : load_part(p + i, n - i);
+  for (; at < n; at += kLanes) {
+    const int64_t rest = std::min<int64_t>(kLanes, n - at);
+    const auto read = [&](const T* p, int) __attribute__((always_inline)) {
+      return kShared ? set1(to_float(*p)) : load_part(p + at, rest);
     };
-    store_part(y + i, one(load_part(x + i, n - i), read), n - i);
+    vf v[1] = {load_part(x + at, rest)};
+    apply(v, read);
+    store_part(y + at, v[0], rest);
   }
 }
 

@@ -1,14 +1,16 @@
 // Rotary position embedding of one row: pairs (x1, x2) become (x1 c - x2 s, x2 c + x1 s). A pair is
-// (i, i + n/2), or neighbours (2i, 2i + 1) when interleaved.
+// (i, i + n/2), or neighbours (2i, 2i + 1) when interleaved. kPast: y goes past the cache, for
+// halves of whole aligned lines.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/stores.h"
 
 namespace hexad {
 namespace {
 
-template <class T, class C>
-void rotate(const T* x, T* y, const C* cos, const C* sin, int64_t n, bool interleaved) {
+template <bool kPast = false, class T, class C>
+HEXAD_INLINE void rotate(const T* x, T* y, const C* cos, const C* sin, int64_t n,
+                         bool interleaved) {
   const int64_t half = n / 2;
   if (interleaved) {
     for (int64_t i = 0; i < half; ++i) {
@@ -23,8 +25,8 @@ void rotate(const T* x, T* y, const C* cos, const C* sin, int64_t n, bool interl
     const int64_t here = half - i;
     if (here >= kLanes) {
       const vf a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
-      store(y + i, a * c - b * s);
-      store(y + half + i, b * c + a * s);
+      put(y + i, a * c - b * s, kPast);
+      put(y + half + i, b * c + a * s, kPast);
     } else {
       const vf a = load_first(x + i, here), b = load_first(x + half + i, here);
       const vf c = load_first(cos + i, here), s = load_first(sin + i, here);

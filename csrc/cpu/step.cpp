@@ -11,6 +11,7 @@ namespace {
 
 template <bool kPast>
 struct Whole {
+  static constexpr bool kAsks = kPast;  // in cache it gains nothing
   template <class T>
   HEXAD_INLINE vf get(const T* p) const {
     return load(p);
@@ -19,6 +20,7 @@ struct Whole {
 };
 
 struct First {
+  static constexpr bool kAsks = false;
   int64_t n;
   template <class T>
   HEXAD_INLINE vf get(const T* p) const {
@@ -39,6 +41,10 @@ template <int N, class T, class Access>
 HEXAD_INLINE void update(const StepArgs& a, int64_t at, Access access) {
   const float clip = a.row[2], guidance = a.row[3];
   const T* const output = static_cast<const T*>(a.model_output) + at;
+  for (int i = 0; Access::kAsks && i < N; ++i) {
+    ask(a.x + at + i * kLanes), ask(output + i * kLanes);
+    if (a.uncond) ask(static_cast<const T*>(a.uncond) + at + i * kLanes);
+  }
   vf x[N], m[N], p[N];
   for (int i = 0; i < N; ++i) {
     x[i] = access.get(a.x + at + i * kLanes);

@@ -281,11 +281,38 @@ HEXAD_INLINE Pair<T> select(typename IntOf<Pair<T>>::type m, Pair<T> a, Pair<T> 
   return {select(m.lo, a.lo, b.lo), select(m.hi, a.hi, b.hi)};
 }
 // A NaN in b wins (a is the bound, b the datum), so clamping keeps NaN.
-HEXAD_INLINE vf max(vf a, vf b) {
+template <class V>
+HEXAD_INLINE V max(V a, V b) {
   return select(less(b, a), a, b);
 }
-HEXAD_INLINE vf min(vf a, vf b) {
+template <class V>
+HEXAD_INLINE V min(V a, V b) {
   return select(less(a, b), a, b);
+}
+#if defined(__AVX2__)
+HEXAD_INLINE f32x8 max(f32x8 a, f32x8 b) {
+  return (f32x8)_mm256_max_ps((__m256)a, (__m256)b);
+}
+HEXAD_INLINE f32x8 min(f32x8 a, f32x8 b) {
+  return (f32x8)_mm256_min_ps((__m256)a, (__m256)b);
+}
+#endif
+#if defined(__AVX512F__)
+// Masked by all lanes: GCC 12 warns of what the plain forms leave undefined.
+HEXAD_INLINE f32x16 max(f32x16 a, f32x16 b) {
+  return (f32x16)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+}
+HEXAD_INLINE f32x16 min(f32x16 a, f32x16 b) {
+  return (f32x16)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+}
+#endif
+template <class T>
+HEXAD_INLINE Pair<T> max(Pair<T> a, Pair<T> b) {
+  return {max(a.lo, b.lo), max(a.hi, b.hi)};
+}
+template <class T>
+HEXAD_INLINE Pair<T> min(Pair<T> a, Pair<T> b) {
+  return {min(a.lo, b.lo), min(a.hi, b.hi)};
 }
 
 HEXAD_INLINE vi bits(vf v) {
@@ -311,6 +338,16 @@ HEXAD_INLINE vi round_int(vf v) {
 HEXAD_INLINE vf to_float(vi v) {
   const vf magic = set1(12582912.f);
   return from_bits(v + bits(magic)) - magic;
+}
+
+// v 2^n, rounded once, for n an integer from -252 to 254, k the same.
+HEXAD_INLINE vf times_power(vf v, [[maybe_unused]] vf n, [[maybe_unused]] vi k) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)v, (__m512)n);
+#else
+  const vi half = k >> 1;
+  return v * from_bits((half + set1i(127)) << 23) * from_bits((k - half + set1i(127)) << 23);
+#endif
 }
 
 // Horizontal sum and maximum: always the tree 16 -> 8 -> 4 -> 2 -> 1 of halves.
@@ -339,70 +376,6 @@ HEXAD_INLINE float max_lane(vf v) {
   return lane[0];
 }
 
-// bfloat16 in memory, float in registers. Stores round to nearest even; NaN stays NaN.
-struct bf16 {
-  uint16_t raw;
-};
-HEXAD_INLINE float to_float(bf16 x) {
-  uint32_t u = uint32_t(x.raw) << 16;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-HEXAD_INLINE bf16 to_bf16(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  if ((u & 0x7fffffff) > 0x7f800000) return {uint16_t((u >> 16) | 0x40)};
-  return {uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
-}
-HEXAD_INLINE vf load(const bf16* p) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
-#elif defined(__AVX2__)
-  const __m128i* q = (const __m128i*)p;
-  return {(f32x8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), 16),
-          (f32x8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1)), 16)};
-#else
-  float f[kLanes];
-  for (int i = 0; i < kLanes; ++i) f[i] = to_float(p[i]);
-  return load(f);
-#endif
-}
-HEXAD_INLINE void store(bf16* p, vf v) {
-#if defined(__AVX512F__)
-  __m512i u = (__m512i)v;
-  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-  __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
-#else
-  float f[kLanes];
-  store(f, v);
-  for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(f[i]);
-#endif
-}
-HEXAD_INLINE vf load_first(const bf16* p, int64_t n, float fill = 0.f) {
-  bf16 buffer[kLanes];
-  for (int i = 0; i < kLanes; ++i) buffer[i] = to_bf16(fill);
-  memcpy(buffer, p, n * sizeof(bf16));
-  return load(buffer);
-}
-HEXAD_INLINE void store_first(bf16* p, vf v, int64_t n) {
-  bf16 buffer[kLanes];
-  store(buffer, v);
-  memcpy(p, buffer, n * sizeof(bf16));
-}
-HEXAD_INLINE float to_float(float x) {
-  return x;
-}
-HEXAD_INLINE void put(float* p, float x) {
-  *p = x;
-}
-HEXAD_INLINE void put(bf16* p, float x) {
-  *p = to_bf16(x);
-}
-
 // load_first with zeros, by one masked load where the machine has it: for inner loops.
 HEXAD_INLINE vf load_part(const float* p, int64_t n) {
 #if defined(__AVX512F__)
@@ -415,15 +388,6 @@ HEXAD_INLINE vf load_part(const float* p, int64_t n) {
   return load_first(p, n);
 #endif
 }
-HEXAD_INLINE vf load_part(const bf16* p, int64_t n) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  const __m256i raw = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
-  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
-#else
-  return load_first(p, n);
-#endif
-}
-
 // sum() of four vectors at once, with the same bits.
 HEXAD_INLINE f32x4 sum_each(vf a, vf b, vf c, vf d) {
   const f32x4 a4 = halves_sum(halves_sum(a)), b4 = halves_sum(halves_sum(b));
@@ -489,4 +453,5 @@ HEXAD_INLINE reg set1_reg(float x) {
 }  // namespace
 }  // namespace hexad
 
+#include "cpu/bf16.h"
 #include "cpu/transpose.h"
