@@ -144,6 +144,7 @@ void linear_packed(const LinearPackedArgs& a) {
       if (a.linear.bf16) return run<Pairs>(a.linear);
 #endif
 #if HEXAD_SHARES
+      [[fallthrough]];
     default:
       return HEXAD_PLAIN::linear_packed(a);
 #else
