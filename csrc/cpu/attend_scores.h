@@ -192,10 +192,7 @@ HEXAD_INLINE void widen(const float* p, vf* x) {
 }
 // Words to the upper halves of lanes, one permutation a vector.
 HEXAD_INLINE void widen(const bf16* p, vf* x) {
-  alignas(64) static const uint16_t lanes[32] = {0, 0,  0, 1,  0, 2,  0, 3,  0, 4, 0,
-                                                 5, 0,  6, 0,  7, 0,  8, 0,  9, 0, 10,
-                                                 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
-  const __m512i low = load<__m512i>(lanes), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = load<__m512i>(kSpread), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
     const __m512i words = _mm512_loadu_si512(p + 2 * h * kLanes);
