@@ -10,8 +10,7 @@ from tests.cases import Work, build, cases
 
 import hexad_kernels
 from bench import eager as torch_side
-from bench.roofline import measure
-from bench.timing import interleaved
+from bench.timing import with_roofs
 
 CASES = [
     (name, case, dtype)
@@ -32,6 +31,8 @@ def label(value):
 @pytest.mark.parametrize(("name", "case", "dtype"), CASES, ids=label)
 def test_op(benchmark, name, case, dtype):
     call = build(case, dtype)
+    work = case.work or Work(0, 0)
+    size = 4 if dtype == torch.float32 else 2
     promises.accurate(name, call, call.map(lambda t: t.double() if t.is_floating_point() else t))
 
     def ours():
@@ -40,12 +41,8 @@ def test_op(benchmark, name, case, dtype):
     with torch.no_grad():
         plain = torch_side.eager(name, call.args, call.kwargs)
         compiled = torch_side.compiled(name, call.args, call.kwargs) if dtype == torch.float32 else None
-        # Beside the case: on a shared machine the roofs of a minute ago are another machine's.
-        roofs = measure(64, repeats=3)
-        mine, theirs, inductor = interleaved([ours, plain, compiled])
+        (mine, theirs, inductor), roofs = with_roofs([ours, plain, compiled], work.bytes * size / 4 / 2**20)
         benchmark.pedantic(ours, rounds=5, iterations=max(1, int(0.02 / mine)))
-    work = case.work or Work(0, 0)
-    size = 4 if dtype == torch.float32 else 2
     gbs, gflops = work.bytes * size / 4 / mine / 1e9, work.flops / mine / 1e9
     of_memory = gbs / (roofs.read if name in READERS else roofs.copy)
     of_arithmetic = gflops / roofs.flops(dtype)

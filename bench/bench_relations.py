@@ -15,8 +15,7 @@ from tests.cases import build, cases
 import hexad_kernels as hk
 from bench import eager as torch_side
 from bench import peers
-from bench.roofline import measure
-from bench.timing import interleaved
+from bench.timing import interleaved, with_roofs
 from hexad_kernels import native
 from hexad_kernels.invconv import fold_actnorm
 
@@ -159,8 +158,7 @@ def test_avx2(benchmark, name, case):
         def ours():
             return getattr(hk, name)(*call.args, **call.kwargs)
 
-        roofs = measure(16, repeats=3)
-        (mine,) = interleaved([ours])
+        (mine,), roofs = with_roofs([ours], found.work.bytes / 2**20)
         gflops = found.work.flops / mine / 1e9
         report(
             benchmark, ours, mine, op="avx2", case=f"{name}_{case}", dtype="float32", gflops=gflops,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 
 import torch
 
 from hexad_kernels import native
+
+KINDS = ("fma_fp32", "dot_bf16", "read", "copy")  # as the native roofline numbers them
+ROUND = 0.004  # seconds of arithmetic at a time
 
 
 @dataclass(frozen=True)
@@ -28,39 +32,54 @@ class Roofs:
         return asdict(self)
 
 
-def best_rate(work: Callable[[], float], repeats: int = 7) -> float:
-    """Median of work per second; `work` returns how much it did."""
-    work()
-    rates = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        done = work()
-        rates.append(done / (time.perf_counter() - start))
-    return median(rates)
+class Roofline:
+    """Work at each of the machine's limits, to be taken in turns with what is held against them.
+
+    megabytes   that are read, or copied (half of them read, half written): as many as the other work moves, since a
+                cache that holds a part of them is faster than the memory behind it
+    """
+
+    def __init__(self, megabytes: float = 256) -> None:
+        elements = max(2, int(megabytes * 2**20 / 4))
+        self._memory = torch.ones(elements), torch.ones(elements // 2)
+        self._sink, self._flops = torch.empty(256), torch.empty(1, dtype=torch.float64)
+        self._counts = {"read": elements, "copy": elements // 2}
+        self._work = {"read": 4.0 * elements, "copy": 8.0 * (elements // 2)}
+        for kind in ("fma_fp32", "dot_bf16"):
+            self._counts[kind] = 20_000
+            try:
+                self._run(kind)
+            except NotImplementedError:  # no bfloat16 products here
+                del self._counts[kind]
+                continue
+            start = time.perf_counter()
+            self._run(kind)
+            self._counts[kind] = int(self._counts[kind] * ROUND / (time.perf_counter() - start)) + 1
+            self._run(kind)
+            self._work[kind] = float(self._flops)
+
+    def _run(self, kind: str) -> None:
+        source, target = self._memory if kind in ("read", "copy") else (None, None)
+        native.C.roofline(KINDS.index(kind), self._counts[kind], source, target, self._sink, self._flops)
+
+    def calls(self) -> list[Callable[[], None]]:
+        return [partial(self._run, kind) for kind in self._counts]
+
+    def roofs(self, seconds: Sequence[float]) -> Roofs:
+        """From the time that each of the calls takes."""
+        rates = dict.fromkeys(KINDS, 0.0)
+        rates.update((kind, self._work[kind] / t / 1e9) for kind, t in zip(self._counts, seconds))
+        return Roofs(**rates)
 
 
-def measure(megabytes: int = 256, repeats: int = 7) -> Roofs:
-    c = native.C
-    sink = torch.empty(256)
-    flops = torch.empty(1, dtype=torch.float64)
-    elements = megabytes * 2**20 // 4
-    source, target = torch.ones(elements), torch.ones(elements)
-
-    def arithmetic(kind: int) -> float:
-        c.roofline(kind, 2_000_000, None, None, sink, flops)
-        return float(flops)
-
-    def memory(kind: int) -> float:
-        c.roofline(kind, elements, source, target, sink, flops)
-        return elements * 4.0 * (2 if kind == 3 else 1)
-
-    try:
-        bf16 = best_rate(lambda: arithmetic(1), repeats) / 1e9
-    except NotImplementedError:
-        bf16 = 0.0
-    return Roofs(
-        fma_fp32=best_rate(lambda: arithmetic(0), repeats) / 1e9,
-        dot_bf16=bf16,
-        read=best_rate(lambda: memory(2), repeats) / 1e9,
-        copy=best_rate(lambda: memory(3), repeats) / 1e9,
-    )
+def measure(megabytes: float = 256, repeats: int = 7) -> Roofs:
+    """The limits by themselves, medians of `repeats`."""
+    roofline = Roofline(megabytes)
+    taken: list[list[float]] = []
+    for call in roofline.calls():
+        taken.append([])
+        for _ in range(repeats + 1):  # the first touches the buffers
+            start = time.perf_counter()
+            call()
+            taken[-1].append(time.perf_counter() - start)
+    return roofline.roofs([median(times[1:]) for times in taken])

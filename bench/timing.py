@@ -7,6 +7,17 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from bench.roofline import Roofline, Roofs
+
+
+def with_roofs(
+    calls: Sequence[Callable[[], Any] | None], megabytes: float, **options: Any
+) -> tuple[list[float], Roofs]:
+    """`interleaved`, and the machine's limits in the same turns: those of a minute ago are another machine's."""
+    roofline = Roofline(min(256, max(64, megabytes)))
+    found = interleaved([*calls, *roofline.calls()], **options)
+    return found[: len(calls)], roofline.roofs(found[len(calls) :])
+
 
 def interleaved(calls: Sequence[Callable[[], Any] | None], *, seconds: float = 0.4, rounds: int = 15) -> list[float]:
     """Median seconds of each call, taken in turn: A B C A B C ... (NaN for None)."""

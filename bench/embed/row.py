@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.roofline import Roofs, measure
+from bench.roofline import Roofline, Roofs
 
 
 @dataclass
@@ -55,17 +55,19 @@ def near(bound: float) -> Callable[[torch.Tensor, torch.Tensor], tuple[str, bool
 
 
 def run(row: Row, seconds: float) -> dict[str, Any]:
-    """Correct first, then host and ours in turns; the roofs are measured beside them."""
+    """Correct first, then host, ours and the roofs in turns."""
     text, good = row.check(row.host(), row.ours())
-    roofs = measure(64, repeats=3)
-    times: tuple[list[float], list[float]] = ([], [])
+    roofline = Roofline()
+    calls = [row.host, row.ours, *roofline.calls()]
+    times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 25):
-        for call, found in ((row.host, times[0]), (row.ours, times[1])):
+        for call, found in zip(calls, times):
             start = time.perf_counter()
             call()
             found.append(time.perf_counter() - start)
-    host, ours = map(median, times)
+    host, ours, *limits = map(median, times)
+    roofs = roofline.roofs(limits)
     least = floor(row, roofs)
     return {
         "row": row.name, "target": row.target, "host": host, "ours": ours, "ratio": host / ours, "check": text,
