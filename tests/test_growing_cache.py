@@ -17,9 +17,10 @@ def new(rows, batch=2):
 
 
 def append(cache, key, value, index=0):
-    layer = growing_cache.layer_of(cache, index, key, value)
-    assert layer is not None
-    growing_cache.append(layer, key, value)
+    grown = growing_cache.append(cache, index, key, value)
+    assert grown is not None
+    layer = cache.layers[index]
+    assert grown[0].keys is layer.keys and grown[1] == layer.keys.shape[2]
     return layer
 
 
@@ -88,10 +89,9 @@ def test_copies_grow_apart(how):
 def test_other_caches_are_the_hosts():
     key, value = new(1)
     sliding = DynamicCache(config=transformers.MistralConfig(num_hidden_layers=1, sliding_window=4))
-    assert growing_cache.layer_of(sliding, 0, key, value) is None
-    assert (
-        growing_cache.layer_of(transformers.EncoderDecoderCache(DynamicCache(), DynamicCache()), 0, key, value) is None
-    )
+    assert growing_cache.append(sliding, 0, key, value) is None
+    both = transformers.EncoderDecoderCache(DynamicCache(), DynamicCache())
+    assert growing_cache.append(both, 0, key, value) is None
     cache = DynamicCache()
     append(cache, key, value)
-    assert growing_cache.layer_of(cache, 0, *new(1, batch=1)) is None  # the host says what is wrong with it
+    assert growing_cache.append(cache, 0, *new(1, batch=1)) is None  # the host says what is wrong with it

@@ -308,3 +308,37 @@ def test_qwen2_block_with_biases():
     changed = model(**given).logits
     report.undo()
     torch.testing.assert_close(changed, model(**given).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rotation_follows_its_tables(batch):
+    """Half tables are kept from one layer to the next, as long as they are the host's own memory."""
+    from hexad.integrations import blocks
+
+    x, angles = torch.randn(2, 3, 5, 8), torch.randn(batch, 5, 4)
+    cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
+    for _ in range(2):
+        turned = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
+        expected = x * cos[:, None] + turned * sin[:, None]
+        for _ in range(2):
+            torch.testing.assert_close(blocks._rotated(x, cos, sin), expected)
+        cos.mul_(0.5)
+    expanded = [t[:1].expand(2, -1, -1) for t in (cos, sin)]
+    expected = x * expanded[0][:, None] + turned * expanded[1][:, None]
+    torch.testing.assert_close(blocks._rotated(x, *expanded), expected)
+    expanded[0][0].mul_(2)
+    expected = x * expanded[0][:, None] + turned * expanded[1][:, None]
+    torch.testing.assert_close(blocks._rotated(x, *expanded), expected)
+
+
+def test_a_parametrized_weight_counts_from_then_on():
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    net = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False)).eval()
+    x = torch.randn(3, 32)
+    before = net(x)
+    hexad.optimize(net)
+    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", Doubled())
+    torch.testing.assert_close(net(x), 2 * before)

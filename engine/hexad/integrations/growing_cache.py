@@ -39,23 +39,22 @@ def counts(batch: int, n: int) -> Tensor:
     return torch.full((batch,), n, dtype=torch.int32, device="cpu")
 
 
-def layer_of(cache: Any, index: int, key: Tensor, value: Tensor) -> Any:
-    """The layer of a host's cache that may grow in place, or None: then the host's own update is to be called."""
+def _layer_of(cache: Any, index: int) -> Any:
+    """The layer of a host's cache that may grow in place, or None."""
     if type(cache) is not DynamicCache or cache.offloading:
         return None
-    while len(cache.layers) <= index:  # as the host does at a first update
+    held = cache.layers
+    while len(held) <= index:  # as the host does at a first update
         if cache.layer_class_to_replicate is not DynamicLayer:
             return None
-        cache.layers.append(DynamicLayer())
-    layer = cache.layers[index]
-    if type(layer) is not DynamicLayer:
-        return None
-    seen: Any = (layer.keys, layer.values)
-    if layer.is_initialized and seen[0].numel():
-        for held, new in zip(seen, (key, value)):
-            if held.shape[:2] != new.shape[:2] or held.shape[3] != new.shape[3] or held.dtype != new.dtype:
-                return None
-    return layer
+        held.append(DynamicLayer())
+    return held[index] if type(held[index]) is DynamicLayer else None
+
+
+def _alike(held: Tensor, new: Tensor) -> bool:
+    """Whether new rows may stand behind those held: all but their number is the same."""
+    (batch, heads, _, dim), (rows, groups, _, size) = held.shape, new.shape
+    return (batch, heads, dim, held.dtype) == (rows, groups, size, new.dtype)
 
 
 def _roomy(layer: Any, key: Tensor, value: Tensor, held: int) -> Room:
@@ -70,17 +69,26 @@ def _roomy(layer: Any, key: Tensor, value: Tensor, held: int) -> Room:
     return Room(buffers[0], buffers[1], layer.keys, layer.values)
 
 
-def append(layer: Any, key: Tensor, value: Tensor) -> tuple[Room, int]:
-    """Add keys and values (B, H, S, D) to a layer that `layer_of` gave; its buffers, and the positions now held."""
+def append(cache: Any, index: int, key: Tensor, value: Tensor) -> tuple[Room, int] | None:
+    """Add keys and values (B, H, S, D) to layer `index` of a host's cache: its buffers, and the positions now held.
+
+    None: the layer can't grow in place, and the host's own update is to be called.
+    """
+    layer = _layer_of(cache, index)
+    if layer is None:
+        return None
     if not layer.is_initialized:
         layer.lazy_initialization(key, value)
+    keys, values = layer.keys, layer.values
+    held = keys.shape[2] if keys.numel() else 0
+    if held and not (_alike(keys, key) and _alike(values, value)):
+        return None
     batch, _, rows, _ = key.shape
-    held = layer.keys.shape[2] if layer.keys.numel() else 0
     total = held + rows
     room = _rooms.get(layer)
-    if room is None or room.keys is not layer.keys or room.values is not layer.values or total > room.k.shape[2]:
+    if room is None or room.keys is not keys or room.values is not values or total > room.k.shape[2]:
         room = _rooms[layer] = _roomy(layer, key, value, held)
     hk.append_kv(key, value, room.k, room.v, counts(batch, held))
-    layer.keys = room.keys = room.k[:, :, :total]
-    layer.values = room.values = room.v[:, :, :total]
+    layer.keys = room.keys = room.k.narrow(2, 0, total)
+    layer.values = room.values = room.v.narrow(2, 0, total)
     return room, total

@@ -51,10 +51,12 @@ def _warn_of_gradients() -> None:
 
 def host_serves(x: Tensor, *parameters: Tensor) -> bool:
     """Whether the host's forward must run: hexad's would refuse, be slow, or give another dtype."""
-    if not x.is_cpu or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
+    dtype = x.dtype
+    if not x.is_cpu or dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
         return True
-    if any(p.dtype != x.dtype for p in parameters):
-        return True
+    for p in parameters:
+        if p.dtype != dtype:
+            return True
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         _warn_of_gradients()
         return True
@@ -62,6 +64,14 @@ def host_serves(x: Tensor, *parameters: Tensor) -> bool:
 
 
 # Weights
+
+_ABSENT = object()
+
+
+def own(module: Any, name: str) -> Any:
+    """A parameter of a module: its attribute, without the detour that torch takes to it."""
+    found = module._parameters.get(name, _ABSENT)
+    return getattr(module, name) if found is _ABSENT else found
 
 
 def check_weights(weights: str | None) -> str:
@@ -88,7 +98,10 @@ def rows_of(module: Any) -> Tensor:
 
 def key_of(*weights: Tensor) -> tuple[Any, ...]:
     """Changes when somebody changes the values."""
-    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    key: tuple[Any, ...] = ()
+    for w in weights:
+        key += w.data_ptr(), 0 if w.is_inference() else w._version
+    return key
 
 
 def pack(form: str, *weights: Tensor) -> Any:
@@ -103,7 +116,7 @@ def operand(state: State, *modules: Any) -> Any:
     if state.weights == "dense":
         return rows_of(modules[0])
     if not torch.compiler.is_compiling():
-        key = key_of(*(m.weight for m in modules))
+        key = key_of(*[own(m, "weight") for m in modules])
         if key != state.key:
             state.packed, state.key = pack(state.weights, *map(rows_of, modules)), key
     elif state.packed is None:  # nobody called it before it was compiled
@@ -113,11 +126,12 @@ def operand(state: State, *modules: Any) -> Any:
 
 def bias_of(state: State, *modules: Any) -> Tensor | None:
     """The biases of `modules` one after the other, kept until somebody changes them."""
-    if modules[0].bias is None or len(modules) == 1:
-        return modules[0].bias
+    first: Tensor | None = own(modules[0], "bias")
+    if first is None or len(modules) == 1:
+        return first
     if torch.compiler.is_compiling():
         return torch.cat([m.bias for m in modules])
-    key = key_of(*(m.bias for m in modules))
+    key = key_of(*[own(m, "bias") for m in modules])
     if key != state.bias_key:
         state.bias, state.bias_key = torch.cat([m.bias.detach() for m in modules]), key
     return state.bias
@@ -146,16 +160,21 @@ def joined(state: State, x: Tensor, *modules: Any) -> Tensor:
 
 
 def linear(self: Any, x: Tensor) -> Tensor:
-    if host_serves(x, self.weight):
+    if host_serves(x, own(self, "weight")):
         return type(self).forward(self, x)
-    return hk.linear(x, operand(self._hexad, self), self.bias)
+    return product(self, x)
+
+
+def product(self: Any, x: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """act(W x + b) + residual of a linear layer."""
+    return hk.linear(x, operand(self._hexad, self), own(self, "bias"), activation=activation, residual=residual)
 
 
 def layer_norm(self: Any, x: Tensor) -> Tensor:
-    bias = getattr(self, "bias", None)
-    if host_serves(x, self.weight, *(() if bias is None else (bias,))):
+    weight, bias = own(self, "weight"), self._parameters.get("bias")
+    if host_serves(x, weight) if bias is None else host_serves(x, weight, bias):
         return type(self).forward(self, x)
-    return hk.norm(x, self.weight, bias, eps=self._hexad.eps)
+    return hk.norm(x, weight, bias, eps=self._hexad.eps)
 
 
 def bare_layer_norm(self: Any, x: Tensor) -> Tensor:
@@ -163,9 +182,10 @@ def bare_layer_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def rms_norm(self: Any, x: Tensor) -> Tensor:
-    if host_serves(x, self.weight):
+    weight = own(self, "weight")
+    if host_serves(x, weight):
         return type(self).forward(self, x)
-    return hk.norm(x, self.weight, kind="rms", eps=self._hexad.eps)
+    return hk.norm(x, weight, kind="rms", eps=self._hexad.eps)
 
 
 def rms_norm_of_one_plus(self: Any, x: Tensor) -> Tensor:
@@ -177,42 +197,39 @@ def rms_norm_of_one_plus(self: Any, x: Tensor) -> Tensor:
 def activated(self: Any, x: Tensor) -> Tensor:
     """act(W x + b)."""
     state = self._hexad
-    first = getattr(self, state.names[0])
-    if self.training or host_serves(x, first.weight):
+    first = self._modules[state.names[0]]
+    if self.training or host_serves(x, own(first, "weight")):
         return type(self).forward(self, x)
-    return hk.linear(x, operand(first._hexad, first), first.bias, activation=state.activation)
+    return product(first, x, None, state.activation)
 
 
 def feed_forward(self: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """V act(W x + b) + c, and a block's residual."""
     state = self._hexad
-    up, down = (getattr(self, name) for name in state.names)
-    if self.training or host_serves(x, up.weight, down.weight):
+    up, down = [self._modules[name] for name in state.names]
+    if self.training or host_serves(x, own(up, "weight"), own(down, "weight")):
         y = type(self).forward(self, x)
         return y if residual is None else y + residual
-    hidden = hk.linear(x, operand(up._hexad, up), up.bias, activation=state.activation)
-    return hk.linear(hidden, operand(down._hexad, down), down.bias, residual=residual)
+    return product(down, product(up, x, None, state.activation), residual)
 
 
 def gated_feed_forward(self: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """V (act(G x) * W x), and a block's residual."""
     state = self._hexad
-    gate, up, down = (getattr(self, name) for name in state.names)
-    if self.training or host_serves(x, gate.weight, up.weight, down.weight):
+    gate, up, down = [self._modules[name] for name in state.names]
+    if self.training or host_serves(x, own(gate, "weight"), own(up, "weight"), own(down, "weight")):
         y = type(self).forward(self, x)
         return y if residual is None else y + residual
     if state.weights == "dense":
-        hidden = hk.linear(x, operand(gate._hexad, gate), gate.bias, activation=state.activation)
-        hidden = hidden * hk.linear(x, operand(up._hexad, up), up.bias)
+        hidden = product(gate, x, None, state.activation) * product(up, x)
     else:
         hidden = hk.linear(x, operand(state, gate, up), bias_of(state, gate, up), activation=state.activation)
-    return hk.linear(hidden, operand(down._hexad, down), down.bias, residual=residual)
+    return product(down, hidden, residual)
 
 
 def residual_norm(self: Any, x: Tensor, residual: Tensor) -> Tensor:
     """norm(W x + b + residual)."""
-    project, norm = (getattr(self, name) for name in self._hexad.names)
-    if self.training or host_serves(x, project.weight) or residual.dtype != x.dtype:
+    project, norm = [self._modules[name] for name in self._hexad.names]
+    if self.training or host_serves(x, own(project, "weight")) or residual.dtype != x.dtype:
         return type(self).forward(self, x, residual)
-    total = hk.linear(x, operand(project._hexad, project), project.bias, residual=residual)
-    return hk.norm(total, norm.weight, norm.bias, eps=norm.eps)
+    return hk.norm(product(project, x, residual), own(norm, "weight"), own(norm, "bias"), eps=norm.eps)
