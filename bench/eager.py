@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import hexad_kernels
 from hexad_kernels.maskedconv import MASKS, taps_before
 from hexad_kernels.pack import FORMS, unpack
+from hexad_kernels.winograd import WEIGHTS as WINOGRAD_WEIGHTS
 
 
 def attention(
@@ -109,6 +110,14 @@ def maskedconv(x, weight, bias=None, *, mask="B", row=None, col=None):
     seen = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))[:, :, row : row + kh]
     seen = seen if col is None else seen[..., col : col + kw]
     return lambda: F.conv2d(seen, kept, bias).flatten(2 if col is None else 1)
+
+
+def winograd(x, taps, bias=None, *, outputs):
+    """conv2d with the weight that the taps were made of."""
+    matrix = torch.linalg.pinv(torch.tensor(WINOGRAD_WEIGHTS, dtype=torch.float64) / 24)
+    points = taps.double().permute(1, 3, 2, 0).flatten(0, 1)[:outputs].unflatten(-1, (6, 6))
+    weight = (matrix @ points @ matrix.T).float().contiguous()
+    return lambda: F.conv2d(x, weight, bias, padding=1)
 
 
 def norm(

@@ -35,4 +35,5 @@ PYBIND11_MODULE(_C, m) {
   add_door<hexad_sample>(m, "sample");
   add_door<hexad_step>(m, "step");
   add_door<hexad_vq>(m, "vq");
+  add_door<hexad_winograd>(m, "winograd");
 }

@@ -33,6 +33,7 @@ def calls():
         "gated_pixelcnn": {"image": places, "weights": weights, **NETWORK},
         "gated_pixelcnn_cache": {"image": places, "weights": weights, **NETWORK},
         "quantize": {"weight": x(8, 8), "form": "int8"},
+        "winograd": {"x": x(1, 2, 4, 4), "taps": hk.pack_winograd(x(3, 2, 3, 3)), "outputs": 3},
     }
 
 
@@ -72,6 +73,9 @@ WRONG = [
     ("gated_pixelcnn_cache", "weights", None, "a torch.Tensor"),
     ("quantize", "weight", torch.zeros(8, 8, device="meta"), "numbers"),
     ("quantize", "weight", torch.zeros(8, 8).to_sparse(), "dense"),
+    ("winograd", "outputs", 3.0, INTEGER),
+    ("winograd", "outputs", -1, "at least 0"),
+    ("winograd", "taps", None, "a torch.Tensor"),
 ]
 
 

@@ -39,6 +39,7 @@ LOSSES = {
     "rope": lambda x: hk.rope(x[..., :2], torch.linspace(0, 1, 5)[:, None], torch.ones(5, 1)).pow(2).sum(),
     "invconv": lambda x: hk.invconv(x, x.flatten(1)[:2, :2].contiguous()).pow(2).sum(),
     "maskedconv": lambda x: hk.maskedconv(x, x[:2, :2, :3, :3].contiguous()).pow(2).sum(),
+    "winograd": lambda x: hk.winograd(x, hk.pack_winograd(x[:2, :2, :3, :3]), outputs=2).pow(2).sum(),
 }
 
 

@@ -21,3 +21,4 @@
 #include "op/sample.h"
 #include "op/step.h"
 #include "op/vq.h"
+#include "op/winograd.h"

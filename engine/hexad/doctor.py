@@ -30,7 +30,7 @@ PACKAGES = (
 
 def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """A small float32 CPU call of each op: the call that the doctor asks about."""
-    from hexad_kernels import pack
+    from hexad_kernels import pack, pack_winograd
     from hexad_kernels.gated_pixelcnn import weights_size
 
     x = torch.zeros
@@ -58,6 +58,7 @@ def example_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "gated_pixelcnn": ((places, x(weights_size(height=2, width=2, **net))), net),
         "maskedconv": ((image, x(4, 4, 3, 3)), {}),
         "vq": ((x(2, 8), x(16, 8)), {}),
+        "winograd": ((image, pack_winograd(x(4, 4, 3, 3))), {"outputs": 4}),
     }
 
 

@@ -28,6 +28,7 @@ from hexad_kernels.rope import rope
 from hexad_kernels.sample import sample
 from hexad_kernels.step import step
 from hexad_kernels.vq import vq
+from hexad_kernels.winograd import pack_winograd, winograd
 
 __all__ = [
     "BACKENDS",
@@ -58,10 +59,12 @@ __all__ = [
     "norm",
     "pack",
     "pack_gated_pixelcnn",
+    "pack_winograd",
     "quantize",
     "randn",
     "rope",
     "sample",
     "step",
     "vq",
+    "winograd",
 ]

@@ -238,6 +238,19 @@ HEXAD_API hexad_status hexad_norm(const hexad_tensor* x, const hexad_tensor* wei
 HEXAD_API hexad_status hexad_vq(const hexad_tensor* x, const hexad_tensor* codebook,
                                 hexad_tensor* quantized, hexad_tensor* index,
                                 hexad_tensor* workspace, hexad_stream stream);
+
+/* winograd: 3 x 3 convolution, stride 1, 'same' zero padding, by F(4 x 4, 3 x 3). All fp32.
+ *   x (B, Cin, H, W), any strides; y (B, Cout, H, W), bias (Cout) or NULL, contiguous.
+ *   taps (36, ceil(Cout / 16), Cin, 16), contiguous: tap (6 i + j, p, c, l) is element (i, j) of
+ * G W G^T for output 16 p + l and input c, 0 beyond Cout; the rows of G are (1/4, 0, 0), (-1, -1,
+ * -1) / 6, (-1, 1, -1) / 6, (1, 2, 4) / 24, (1, -2, 4) / 24, (0, 0, 1).
+ *   workspace: contiguous. With T = B ceil(H / 4) ceil(W / 4) and C = Cin + Cout, each rounded up
+ * to 16, and n the lesser of T and max(48, 43690 / (C + 1)), rounded up to 6: 36 (n C + 32)
+ * floats. */
+HEXAD_API hexad_status hexad_winograd(const hexad_tensor* x, const hexad_tensor* taps,
+                                      const hexad_tensor* bias, hexad_tensor* y,
+                                      hexad_tensor* workspace, hexad_stream stream);
+
 /* decode: attention of one query a sequence over the first lengths[b] keys of its cache.
  *   q (B, Hq, D), out (B, Hq, Dv), lse (B, Hq) float32; the cache, lengths and block_table as in
  *   append_kv. left: the newest key and `left` before it; -1: all. softcap, scale as in attention.
