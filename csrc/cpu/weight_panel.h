@@ -123,21 +123,22 @@ HEXAD_INLINE void clear(reg (&sums)[R][N]) {
     for (int n = 0; n < N; ++n) sums[r][n] = set1_reg(0.f);
 }
 
-// R rows by V panels, outputs in the lanes: out[r * out_stride + v * 16 + lane].
+// R rows by V panels, outputs in the lanes: out[r * out_stride + v * 16 + lane]. `first`: out holds
+// no sums of elements before these.
 template <class Step, int R, int V>
 void panel_tile(const float* const* x, const Runs& runs, const float* panel, int64_t panel_stride,
-                float* out, int64_t out_stride) {
+                float* out, int64_t out_stride, bool first) {
   constexpr int N = V * kPanelRegs;
   reg sums[R][N];
   const float* row[R];
   int64_t run = 0, at = 0;
-  bool first = true;
   do {
     clear(sums);
     for (int64_t left = kChain / Step::kElements; left > 0 && run < runs.count;) {
       const int64_t piece = std::min(left, runs.length - at);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) row[r] = x[r] + run * runs.stride + at;
+#pragma GCC unroll 4
       for (int64_t k = 0; k < piece; ++k, panel += kLanes) {
         reg w[N];
 #pragma GCC unroll 8
@@ -160,17 +161,18 @@ void panel_tile(const float* const* x, const Runs& runs, const float* panel, int
 
 template <class Step, int R>
 void panel_rows(const float* const* x, const Runs& runs, const float* panel, int64_t panel_stride,
-                int64_t panels, float* out, int64_t out_stride) {
+                int64_t panels, float* out, int64_t out_stride, bool first) {
   while (panels > 0) {
     int done = 1;
     if (panels >= kPanels) {
-      panel_tile<Step, R, kPanels>(x, runs, panel, panel_stride, out, out_stride);
+      panel_tile<Step, R, kPanels>(x, runs, panel, panel_stride, out, out_stride, first);
       done = kPanels;
     } else if (kPanels > 2 && panels >= 2) {
-      panel_tile<Step, R, kPanels == 1 ? 1 : 2>(x, runs, panel, panel_stride, out, out_stride);
+      panel_tile<Step, R, kPanels == 1 ? 1 : 2>(x, runs, panel, panel_stride, out, out_stride,
+                                                first);
       done = 2;
     } else {
-      panel_tile<Step, R, 1>(x, runs, panel, panel_stride, out, out_stride);
+      panel_tile<Step, R, 1>(x, runs, panel, panel_stride, out, out_stride, first);
     }
     panels -= done, panel += done * panel_stride, out += done * kLanes;
   }
@@ -179,17 +181,18 @@ void panel_rows(const float* const* x, const Runs& runs, const float* panel, int
 // out[r * out_stride + o] for up to 6 rows and all panels: room for 6 rows of 16 * panels sums.
 template <class Step>
 void multiply_rows(const float* const* x, int rows, const Runs& runs, const float* panel,
-                   int64_t panel_stride, int64_t panels, float* out, int64_t out_stride) {
+                   int64_t panel_stride, int64_t panels, float* out, int64_t out_stride,
+                   bool first = true) {
   const float* row[kTileRows];
   for (int r = 0; r < kTileRows; ++r) row[r] = x[std::min(r, rows - 1)];
   if (rows == 1)
-    panel_rows<Step, 1>(row, runs, panel, panel_stride, panels, out, out_stride);
+    panel_rows<Step, 1>(row, runs, panel, panel_stride, panels, out, out_stride, first);
   else if (rows == 2)
-    panel_rows<Step, 2>(row, runs, panel, panel_stride, panels, out, out_stride);
+    panel_rows<Step, 2>(row, runs, panel, panel_stride, panels, out, out_stride, first);
   else if (rows <= 4)
-    panel_rows<Step, 4>(row, runs, panel, panel_stride, panels, out, out_stride);
+    panel_rows<Step, 4>(row, runs, panel, panel_stride, panels, out, out_stride, first);
   else
-    panel_rows<Step, 6>(row, runs, panel, panel_stride, panels, out, out_stride);
+    panel_rows<Step, 6>(row, runs, panel, panel_stride, panels, out, out_stride, first);
 }
 
 }  // namespace

@@ -19,6 +19,8 @@ constexpr int kSide = 4, kSeen = 6;
 constexpr int kAlong = 8;                  // tiles side by side that are transformed at once
 constexpr int kSpan = kAlong * kSide + 2;  // inputs along them
 constexpr int kGroup = 4;                  // panels of a product
+constexpr int64_t kBlock = 128;            // inputs of a product at a time: whole chains
+constexpr int64_t kItems = 2;              // products that a thread takes one after the other
 constexpr int64_t kLeast = 131072;         // multiplications worth another thread
 constexpr int64_t kRow = kAlong * kSide * kLanes;  // floats of a row of their outputs
 
@@ -206,22 +208,39 @@ void winograd(const WinogradArgs& a) {
                          transformed + (run.first - first) * inputs + channel);
       }
     });
-    const int64_t cost = tiles * std::min<int64_t>(panels, kGroup) * panel + 1;
+    // Inputs go a block at a time, whose weights stay in the first-level cache under all tiles; the
+    // block to come is asked for beside them.
     const auto multiply = [&](int64_t item, int64_t item_end) {
       for (; item < item_end; ++item) {
         const int64_t point = item / groups, p = item % groups * kGroup;
+        const int64_t wide = std::min<int64_t>(kGroup, panels - p);
         const float* weights = a.taps + (point * panels + p) * panel;
-        for (int64_t tile = 0; tile < tiles; tile += kTileRows) {
-          const int rows = int(std::min<int64_t>(kTileRows, tiles - tile));
-          const float* x[kTileRows];
-          for (int r = 0; r < rows; ++r) x[r] = transformed + point * points + (tile + r) * inputs;
-          multiply_rows<Multiply>(x, rows, {1, 0, a.inputs}, weights, panel,
-                                  std::min<int64_t>(kGroup, panels - p),
-                                  products + point * sums + tile * outputs + p * kLanes, outputs);
+        for (int64_t k = 0; k < std::max<int64_t>(a.inputs, 1); k += kBlock) {
+          const int64_t n = std::min(kBlock, a.inputs - k);
+          const bool last = k + kBlock >= a.inputs;
+          const float* next = weights + (last ? wide * panel : (k + kBlock) * kLanes);
+          const int64_t lines = last ? kBlock : std::min(kBlock, a.inputs - k - kBlock);
+          const int64_t share = (lines * kTileRows + tiles - 1) / tiles;
+          for (int64_t tile = 0, line = 0; tile < tiles; tile += kTileRows) {
+            for (int64_t upto = std::min(lines, line + share); line < upto; ++line)
+              for (int64_t q = 0; q < wide; ++q)
+                __builtin_prefetch(next + q * panel + line * kLanes, 0, 2);
+            const int rows = int(std::min<int64_t>(kTileRows, tiles - tile));
+            const float* x[kTileRows];
+            for (int r = 0; r < rows; ++r) {
+              x[r] = transformed + point * points + (tile + r) * inputs + k;
+              for (int64_t i = 0; i < n; i += kLanes)
+                __builtin_prefetch(x[r] + kTileRows * inputs + i);
+            }
+            multiply_rows<Multiply>(x, rows, {1, 0, n}, weights + k * kLanes, panel, wide,
+                                    products + point * sums + tile * outputs + p * kLanes, outputs,
+                                    k == 0);
+          }
         }
       }
     };
-    parallel_for(kWinogradPoints * groups, std::max<int64_t>(1, kLeast / cost), multiply);
+    const int64_t cost = tiles * std::min<int64_t>(panels, kGroup) * panel + 1;
+    parallel_for(kWinogradPoints * groups, std::max<int64_t>(kItems, kLeast / cost), multiply);
     parallel_for((end - begin) * panels, 8, [&](int64_t item, int64_t item_end) {
       alignas(64) float rows[kSide][kRow];
       for (; item < item_end; ++item) {

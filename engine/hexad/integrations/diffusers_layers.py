@@ -157,7 +157,7 @@ def _match(module: Any, winograd: bool) -> State | str:
         return State("group norm", group_norm)
     if type(module) is nn.Conv2d:
         if not convolutions.fits(module):
-            return "a convolution with stride, groups, dilation or another size"
+            return "a convolution with groups, dilation, another stride or size"
         return State("convolution", convolutions.fastest if winograd else convolutions.direct)
     if not home.startswith("diffusers.models."):
         return ""
