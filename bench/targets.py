@@ -119,6 +119,7 @@ TARGETS = [
     Target("rope", "rope", "*", F, "vs_eager", 2.0),
     Target("sample, 150 k tokens", "sample", "large_vocabulary_*", F, "seconds", 150e-6),
     Target("vq", "vq", "*", F, "vs_eager", 2.0),
+    Target("winograd, against conv2d", "winograd", "*", F, "vs_eager", 1.5),
     Target("PixelCNN, 16 images of 32x32", "pixelcnn", "sample*", F, "vs_eager", 500.0),
     Target("a small call of three tensors", "overhead", "norm linear invconv", F, "seconds", 4e-6),
     Target("a small call, against torch", "overhead", "norm linear invconv", F, "vs_eager", 1.0),
