@@ -92,30 +92,37 @@ class TileBlock {
     const int together = tiles_together();
     for (base_ = sight_.first / kTile * kTile; base_ < sight_.last; base_ += together * kTile) {
       const int count = int(std::min<int64_t>(together, (sight_.last - base_ + kTile - 1) / kTile));
-      if (sight_.look(base_, count)) narrow() ? at_once(count) : in_chunks();
+      sight_.approach(base_, count);
+      narrow() ? at_once(count) : in_chunks();
     }
   }
 
   // Strip by strip through all tiles in scratch.
   void at_once(int count) {
     const int64_t steps = steps_of(job_.head_dim), parts = steps_of(job_.value_dim);
-    bool special[kMostTiles];
-    for (int t = 0; t < count; ++t) {
-      const RowSight::Tile& sees = sight_.tiles[t];
-      special[t] = false;
-      if (sees.from >= sees.upto) continue;
-      const Lists at = find(t);
-      turn_keys(at.k, nullptr, 0, job_.head_dim, sees.from, sees.upto,
-                k_ + t * steps * kStepFloats);
-      special[t] = pair_values(at.v, nullptr, 0, job_.value_dim, sees.from, sees.upto,
-                               v_ + t * parts * kStepFloats);
-    }
-    settle();
+    const bool last = base_ + count * kTile >= sight_.last;
+    bool special[kMostTiles], ready[kMostTiles] = {};
+    // What a strip reads of a floating mask is asked for beside the strip before. A boolean one is
+    // read at once: a pause of the tile unit before each strip costs more.
+    const bool late = job_.mask.kind != MaskKind::boolean;
+    for (int s = 0; !late && s * kStrip < sight_.rows; ++s) sight_.look(base_, count, s);
     for (int s = 0; s * kStrip < sight_.rows; ++s) {
+      if (late) sight_.look(base_, count, s);
       Due due{s, 0, 0};
       for (int t = 0; t < count; ++t) {
         const RowSight::Strip& sees = sight_.tiles[t].strips[s];
+        if (last) expect_output(s, t, count);
         if (sees.from < sees.upto) {
+          if (!ready[t]) {
+            const RowSight::Tile& tile = sight_.tiles[t];
+            const Lists at = find(t);
+            turn_keys(at.k, nullptr, 0, job_.head_dim, tile.from, tile.upto,
+                      k_ + t * steps * kStepFloats);
+            special[t] = pair_values(at.v, nullptr, 0, job_.value_dim, tile.from, tile.upto,
+                                     v_ + t * parts * kStepFloats);
+            settle();
+            ready[t] = true;
+          }
           add_scores(sees, s, 0, steps, k_ + t * steps * kStepFloats, s_, false);
           soften(t, s, s_, p_ + t % kMostDue * kStripNumbers, [&] { pay(due, special); });
         }
@@ -123,6 +130,16 @@ class TileBlock {
         if (due.upto - due.from == kMostDue) pay(due, special);
       }
       pay(due, special);
+    }
+  }
+
+  // Asks for the part of a strip's output that falls to tile t of `count`.
+  void expect_output(int strip, int t, int count) const {
+    const int rows = sight_.rows_of(strip), first = strip * kStrip;
+    for (int r = first + rows * t / count; r < first + rows * (t + 1) / count; ++r) {
+      const bf16* out = job_.out + sight_.head[r] * job_.out_head + sight_.query[r] * job_.out_row;
+      for (int64_t d = 0; d < job_.value_dim; d += kStepWidth)
+        asm volatile("prefetchw %0" ::"m"(out[d]));
     }
   }
 
@@ -145,7 +162,7 @@ class TileBlock {
     }
     add_values(p, v, n, due.strip, 0, job_.value_dim);
     for (int t = due.from; t < due.upto; ++t)
-      if (special[t] && sight_.tiles[t].strips[due.strip].upto)
+      if (sight_.tiles[t].strips[due.strip].upto && special[t])
         add_special(t, due.strip, find(t).v, 0, job_.value_dim, p_ + t % kMostDue * kStripNumbers);
     due.from = due.upto;
   }
@@ -153,6 +170,9 @@ class TileBlock {
   // Dimensions by chunks, strips one after another.
   void in_chunks() {
     const RowSight::Tile& tile = sight_.tiles[0];
+    bool any = false;
+    for (int s = 0; s * kStrip < sight_.rows; ++s) any |= sight_.look(base_, 1, s);
+    if (!any) return;
     const Lists lists = find(0);
     const auto each_strip = [&](const auto& body) {
       for (int s = 0; s * kStrip < sight_.rows; ++s)
@@ -309,9 +329,7 @@ class TileBlock {
           BiasedScore<bf16> biased(scale, nullptr);
           soften(t, strip, s, p, before, [&](int r, float*) -> const BiasedScore<bf16>& {
             const bf16* bias = static_cast<const bf16*>(mask.data) + sight_.mask_at(r) + base;
-            // The tile after those in scratch.
-            _mm_prefetch(bias + kMostTiles * kTile, _MM_HINT_T1);
-            _mm_prefetch(bias + kMostTiles * kTile + kTile / 2, _MM_HINT_T1);
+            sight_.ask<bf16>(base, r);
             biased.bias = bias;
             return biased;
           });
@@ -323,8 +341,7 @@ class TileBlock {
           BiasedScore<float> biased(scale, nullptr);
           soften(t, strip, s, p, before, [&](int r, float*) -> const BiasedScore<float>& {
             const float* bias = static_cast<const float*>(mask.data) + sight_.mask_at(r) + base;
-            for (int j = 0; j < kTile; j += kLanes)
-              _mm_prefetch(bias + kMostTiles * kTile + j, _MM_HINT_T1);
+            sight_.ask<float>(base, r);
             biased.bias = bias;
             return biased;
           });
@@ -370,6 +387,8 @@ class TileBlock {
           refer<kPlain, Score>(first + n, std::min(kLanes, sight_.rows_of(strip) - n), words,
                                s + n * kTile, score_of);
     for (int r = first; r < first + sight_.rows_of(strip); ++r, s += kTile, p += kTile) {
+      // A product whose sums nobody reads, to keep the unit awake.
+      if (Score::kLong && r == first + kTileSide) _tile_dpbf16ps(3, 5, 7);
       const uint64_t seen = kPlain ? ~uint64_t(0) : words[r];
       const float fall = soften_row<kPlain, Score::kLasting>(score_of(r, s), s, seen, best_ + r,
                                                              sums_ + r * kLanes, p);

@@ -44,10 +44,11 @@ HEXAD_INLINE bool in_base_2(Form form) {
 
 // A reference stands `headroom` above the scores it is taken from, where later ones may be expected
 // to be higher by so much; with `rises` it is to follow at once. kLasting: a row's scores may be
-// asked for again.
+// asked for again. kLong: the softmax of 32 rows takes longer than the 350 ns after which the tile
+// unit falls asleep; it then takes 250 ns to wake.
 struct Steady {
   static constexpr float headroom = 0;
-  static constexpr bool rises = false, kLasting = true;
+  static constexpr bool rises = false, kLasting = true, kLong = true;
 };
 
 struct BaseTwo : Steady {
@@ -55,6 +56,7 @@ struct BaseTwo : Steady {
 };
 
 struct PlainScore : BaseTwo {
+  static constexpr bool kLong = false;
   float c;  // scale
   explicit PlainScore(float scale) : c(scale * kLog2e) {}
   HEXAD_INLINE void value(const float* s, vf* x) const {
@@ -66,34 +68,36 @@ struct PlainScore : BaseTwo {
 };
 
 // cap tanh(s scale / cap). Scores mostly lie far below the cap, where the score is s times an even
-// polynomial of s; a row that has others is for far_capped().
-struct CappedScore : BaseTwo {
+// polynomial of s, of kTerms terms.
+template <int kTerms>
+struct Capped : BaseTwo {
   static constexpr bool kLasting = false;  // far_capped() changes them
   float inward, softcap;
-  float c[4], within;  // the polynomial, and below which s^2 it holds
-  CappedScore(float scale, float softcap) : inward(scale / softcap), softcap(softcap) {
-    // tanh(x) / x for |x| < 0.3: a minimax fit in float64, relative error below 1.1e-8.
-    constexpr float fit[] = {1.f, -0.33332962f, 0.13312598f, -0.050222438f};
+  float c[kTerms], within;  // the polynomial, and below which s^2 it holds
+  // fit: tanh(x) / x for x^2 below `most`.
+  Capped(float scale, float softcap, const float* fit, float most)
+      : inward(scale / softcap), softcap(softcap) {
     const float square = inward * inward;
-    within = 0.09f / square;
+    within = most / square;
     float power = scale * kLog2e;
-    for (int i = 0; i < 4; ++i, power *= square) c[i] = fit[i] * power;
+    for (int i = 0; i < kTerms; ++i, power *= square) c[i] = fit[i] * power;
   }
   // Whether a row has scores that the polynomial does not hold for.
   HEXAD_INLINE bool far(const float* s) const {
     vf z[4];
     HEXAD_FOUR z[g] = load(s + g * kLanes) * load(s + g * kLanes);
     // As integers, so that a hidden key's NaN covers no other.
-    const auto larger = [](vf a, vf b) { return (vf)_mm512_max_epu32((__m512i)a, (__m512i)b); };
+    const auto larger = [](vf a, vf b) {
+      return (vf)_mm512_maskz_max_epu32(0xffff, (__m512i)a, (__m512i)b);
+    };
     const vf most = larger(larger(z[0], z[1]), larger(z[2], z[3]));
     return _mm512_cmpge_epu32_mask((__m512i)most, (__m512i)set1(within)) != 0;
   }
   HEXAD_INLINE void factors(const float* s, vf* f) const {
     vf z[4];
     HEXAD_FOUR z[g] = load(s + g * kLanes) * load(s + g * kLanes);
-    HEXAD_FOUR f[g] = fma(set1(c[3]), z[g], set1(c[2]));
-    HEXAD_FOUR f[g] = fma(f[g], z[g], set1(c[1]));
-    HEXAD_FOUR f[g] = fma(f[g], z[g], set1(c[0]));
+    HEXAD_FOUR f[g] = set1(c[kTerms - 1]);
+    for (int i = kTerms - 2; i >= 0; --i) HEXAD_FOUR f[g] = fma(f[g], z[g], set1(c[i]));
   }
   HEXAD_INLINE void value(const float* s, vf* x) const {
     factors(s, x);
@@ -103,6 +107,18 @@ struct CappedScore : BaseTwo {
     factors(s, x);
     HEXAD_FOUR x[g] = multiply_less(load(s + g * kLanes), x[g], set1(m));
   }
+};
+
+// Minimax fits in float64: for |x| < 0.15 and 0.3, relative errors below 2.4e-8 and 1.1e-8.
+constexpr float kFitClose[] = {1.f, -0.33332172f, 0.13165942f};
+constexpr float kFitNear[] = {1.f, -0.33332962f, 0.13312598f, -0.050222438f};
+
+// A row of scores that all are close; others are for far_capped(), which takes the same factors for
+// those of theirs that are, whatever the row's other keys hold.
+struct CappedScore : Capped<3> {
+  Capped<4> near;
+  CappedScore(float scale, float softcap)
+      : Capped(scale, softcap, kFitClose, 0.0225f), near(scale, softcap, kFitNear, 0.09f) {}
 };
 
 // s times a factor.
@@ -117,21 +133,31 @@ struct FactoredScore : BaseTwo {
   }
 };
 
-// Makes s of a row that has scores too far for the polynomial their capped ones, with factors of 1.
-inline __attribute__((noinline)) FactoredScore far_capped(const CappedScore& near, float* s,
+// Where x^2 is not below `within`, lane by lane.
+HEXAD_INLINE __mmask16 beyond(vf x, float within) {
+  return _mm512_cmp_ps_mask((__m512)(x * x), _mm512_set1_ps(within), _CMP_GE_OQ);
+}
+
+// Makes s of a row that has scores too far for any polynomial their capped ones, with factors of 1.
+inline __attribute__((noinline)) FactoredScore far_capped(const CappedScore& close, float* s,
                                                           float* factors) {
-  vf f[4];
-  near.factors(s, f);
+  const Capped<4>& near = close.near;
+  vf f[4], wide[4];
+  close.factors(s, f);
+  near.factors(s, wide);
+  HEXAD_FOUR store(factors + g * kLanes,
+                   (vf)_mm512_mask_mov_ps((__m512)f[g], beyond(load(s + g * kLanes), close.within),
+                                          (__m512)wide[g]));
+  if (!near.far(s)) return FactoredScore(factors);
   for (int g = 0; g < 4; ++g) {
     const vf x = load(s + g * kLanes), y = x * set1(near.inward);
     // tanh |y| = (1 - e) / (1 + e) for e = exp(-2 |y|), which is far from 1 here.
     const vf e = exp_falling(abs(y) * set1(-2.f));
     const vf t = (set1(1.f) - e) / (set1(1.f) + e) * set1(near.softcap * kLog2e);
     const vf signed_t = from_bits(bits(t) | (bits(y) & set1i(int32_t(0x80000000))));
-    const __mmask16 far =
-        _mm512_cmp_ps_mask((__m512)(x * x), _mm512_set1_ps(near.within), _CMP_GE_OQ);
-    store(factors + g * kLanes, (vf)_mm512_mask_mov_ps((__m512)f[g], far, _mm512_set1_ps(1.f)));
-    store(s + g * kLanes, (vf)_mm512_mask_mov_ps((__m512)x, far, (__m512)signed_t));
+    const __mmask16 far = beyond(x, near.within);
+    _mm512_mask_store_ps(factors + g * kLanes, far, _mm512_set1_ps(1.f));
+    _mm512_mask_store_ps(s + g * kLanes, far, (__m512)signed_t);
   }
   return FactoredScore(factors);
 }
@@ -210,6 +236,14 @@ struct BiasedScore : Natural<BiasedScore<E>> {
   HEXAD_INLINE void value(const float* s, vf* x) const {
     widen(bias, x);
     HEXAD_FOUR x[g] = fma(load(s + g * kLanes), set1(scale), x[g]);
+  }
+  // To base 2 at once, unless the reference is near the least float.
+  HEXAD_INLINE void less(const float* s, float m, vf* x) const {
+    if (__builtin_expect(m < -1e38f, 0)) return Natural<BiasedScore<E>>::less(s, m, x);
+    widen(bias, x);
+    const vf from = set1(m * kLog2e);
+    HEXAD_FOUR x[g] = multiply_less(x[g], set1(kLog2e), from);
+    HEXAD_FOUR x[g] = fma(load(s + g * kLanes), set1(scale * kLog2e), x[g]);
   }
 };
 

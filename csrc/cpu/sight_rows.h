@@ -21,7 +21,7 @@ class RowSight {
     bool plain;      // all rows see all of the tile
   };
   struct Tile {
-    int from, upto;  // the same of all strips
+    int from, upto;  // keys of it that the ranges of any rows meet
     Strip strips[kMostRows / kStrip];
     uint64_t words[kMostRows];  // of strips that are not plain
   };
@@ -54,48 +54,60 @@ class RowSight {
 
   int rows_of(int strip) const { return std::min(kStrip, rows - strip * kStrip); }
 
-  // Looks at the `count` tiles from key `base` on; false if no row sees any of them. A mask is read
-  // row by row through all of them: its rows mostly lie in other pages.
-  bool look(int64_t base, int count) {
-    const bool masked = job_.mask.kind != MaskKind::none;
-    const bool alike = job_.mask.row == 0 && (job_.mask.head == 0 || job_.group == 1);
-    if (masked && alike) read_masks(base, 0, count, 0, 1);
-    uint64_t any[kMostTiles] = {}, shown[kMostTiles];
-    for (int t = 0; t < count; ++t) shown[t] = masked && alike ? tiles[t].words[0] : ~0ull;
-    for (int s = 0; s * kStrip < rows; ++s) {
-      const int first = s * kStrip, end = first + rows_of(s);
-      const Range outer = outer_[s], inner = inner_[s];
-      // Tiles that the strip's ranges meet.
-      int from = 0, upto = count;
-      while (from < upto && base + (from + 1) * kTile <= outer.from) ++from;
-      while (from < upto && base + (upto - 1) * kTile >= outer.upto) --upto;
-      if (masked && !alike) read_masks(base, from, upto, first, end);
-      for (int t = 0; t < count; ++t) {
-        uint64_t some = 0, each = ~0ull, *words = tiles[t].words;
-        const int64_t at = base + t * kTile;
-        const bool inside = at >= inner.from && at + kTile <= inner.upto;
-        if (!masked && inside) {
-          some = each;
-        } else if (t >= from && t < upto) {
-          if (!masked || alike) std::fill(words + first, words + end, shown[t]);
-          if (!inside)
-            for (int r = first; r < end; ++r)
-              words[r] &= run_of_bits(int(std::clamp<int64_t>(lo_[r] - at, 0, kTile)),
-                                      int(std::clamp<int64_t>(hi_[r] - at, 0, kTile)));
-          for (int r = first; r < end; ++r) some |= words[r], each &= words[r];
-        }
-        tiles[t].strips[s] = {some ? __builtin_ctzll(some) : 0,
-                              some ? 64 - __builtin_clzll(some) : 0, some && each == ~0ull};
-        any[t] |= some;
-      }
-    }
-    uint64_t all = 0;
+  // To be called before look(), with the same tiles: those `count` from key `base` on.
+  void approach(int64_t base, int count) {
     for (int t = 0; t < count; ++t) {
-      tiles[t].from = any[t] ? __builtin_ctzll(any[t]) : 0;
-      tiles[t].upto = any[t] ? 64 - __builtin_clzll(any[t]) : 0;
-      all |= any[t];
+      const int64_t at = base + t * kTile;
+      tiles[t].from = int(std::clamp<int64_t>(first - at, 0, kTile));
+      tiles[t].upto = int(std::clamp<int64_t>(last - at, 0, kTile));
     }
-    return all;
+    if (!alike()) return;
+    read_masks(base, 0, count, 0, 1);
+    for (int t = 0; t < count; ++t) shown_[t] = tiles[t].words[0];
+  }
+
+  // Looks at what a strip sees of the tiles; false if nothing. A mask is read row by row through
+  // all of them: its rows mostly lie in other pages.
+  bool look(int64_t base, int count, int s) {
+    const bool masked = job_.mask.kind != MaskKind::none, same = alike();
+    const int first = s * kStrip, end = first + rows_of(s);
+    const Range outer = outer_[s], inner = inner_[s];
+    // Tiles that the strip's ranges meet.
+    int from = 0, upto = count;
+    while (from < upto && base + (from + 1) * kTile <= outer.from) ++from;
+    while (from < upto && base + (upto - 1) * kTile >= outer.upto) --upto;
+    if (masked && !same) read_masks(base, from, upto, first, end);
+    uint64_t any = 0;
+    for (int t = 0; t < count; ++t) {
+      uint64_t some = 0, each = ~0ull, *words = tiles[t].words;
+      const int64_t at = base + t * kTile;
+      const bool inside = at >= inner.from && at + kTile <= inner.upto;
+      if (!masked && inside) {
+        some = each;
+      } else if (t >= from && t < upto) {
+        if (!masked || same) std::fill(words + first, words + end, same ? shown_[t] : ~0ull);
+        if (!inside)
+          for (int r = first; r < end; ++r)
+            words[r] &= run_of_bits(int(std::clamp<int64_t>(lo_[r] - at, 0, kTile)),
+                                    int(std::clamp<int64_t>(hi_[r] - at, 0, kTile)));
+        for (int r = first; r < end; ++r) some |= words[r], each &= words[r];
+      }
+      tiles[t].strips[s] = {some ? __builtin_ctzll(some) : 0, some ? 64 - __builtin_clzll(some) : 0,
+                            some && each == ~0ull};
+      any |= some;
+    }
+    return any;
+  }
+
+  // Asks for what the next strip reads of a mask of E where row r reads it for the tile at `base`;
+  // beside the last strip, for what the first one reads of the tile after those in scratch.
+  template <class E>
+  HEXAD_INLINE void ask(int64_t base, int r) const {
+    const bool more = r + kStrip < rows;
+    const E* row = static_cast<const E*>(job_.mask.data) + base +
+                   (more ? mask_at_[r + kStrip] : mask_at_[r % kStrip] + kMostTiles * kTile);
+#pragma GCC unroll 4
+    for (int j = 0; j < kTile; j += 64 / sizeof(E)) __builtin_prefetch(row + j, 0, 2);
   }
 
   // Where row r of a mask starts, in numbers.
@@ -112,6 +124,12 @@ class RowSight {
   }
 
  private:
+  // Whether a mask shows all rows the same.
+  bool alike() const {
+    return job_.mask.kind != MaskKind::none && job_.mask.row == 0 &&
+           (job_.mask.head == 0 || job_.group == 1);
+  }
+
   // What a mask shows rows [first, end) of tiles [from, upto).
   void read_masks(int64_t base, int from, int upto, int first, int end) {
     const void* data = job_.mask.data;
@@ -175,6 +193,7 @@ class RowSight {
   }
 
   const Job<bf16>& job_;
+  uint64_t shown_[kMostTiles];  // by a mask that is alike
   struct Range {
     int64_t from, upto;
   };
