@@ -25,24 +25,33 @@ HEXAD_INLINE void settle() {
   asm volatile("" ::: "memory");
 }
 
+// What tiles 0 .. 7 hold: rows of so many bytes.
+struct TileShapes {
+  uint8_t palette = 1, start = 0, none[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
 // While it lives this thread's tiles 0 .. 7 have 16 rows of 64 bytes; those of `few` fewer rows.
 class Tiles {
  public:
   Tiles() : Tiles(0, 16) {}
   Tiles(unsigned few, int rows) {
-    alignas(64) struct {
-      uint8_t palette = 1, start = 0, none[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
+    alignas(64) TileShapes shapes;
     for (int i = 0; i < 8; ++i)
-      if (few >> i & 1) config.rows[i] = uint8_t(rows);
-    asm volatile("" ::"r"(&config) : "memory");
-    _tile_loadconfig(&config);
+      if (few >> i & 1) shapes.rows[i] = uint8_t(rows);
+    configure(shapes);
   }
+  explicit Tiles(const TileShapes& shapes) { configure(shapes); }
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
+
+ private:
+  static HEXAD_INLINE void configure(const TileShapes& shapes) {
+    asm volatile("" ::"r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+  }
 };
 
 }  // namespace

@@ -11,18 +11,37 @@
 namespace hexad {
 namespace {
 
-// Rows of x in the workspace: for each group a scale, an integer, a float; then the inputs.
-struct ByteRows {
-  const int32_t* at;
-  int64_t stride, groups;
+// Rows of x in the workspace: the bytes of each row, then, for each group, the scales of all rows,
+// an integer and a float each.
+template <int kGroup>
+struct ByteRowsOf {
+  // A group's room is left between rows where the workspace has it: rows 4 KB apart would share few
+  // sets of the cache.
+  static constexpr int kGroupWords = kGroup / 4 * kQuadWords;
+  static constexpr int kGap = kQuadWords == 1 ? kGroupWords : 0;
 
-  HEXAD_INLINE float scale(int r, int64_t g) const { return as_float(at + r * stride + g); }
-  HEXAD_INLINE int32_t undo(int r, int64_t g) const { return at[r * stride + groups + g]; }
-  HEXAD_INLINE float sum(int r, int64_t g) const {
-    return as_float(at + r * stride + 2 * groups + g);
+  int32_t* at;
+  int64_t stride, groups, rows;
+
+  ByteRowsOf(int32_t* workspace, int64_t inputs, int64_t count)
+      : at(workspace), groups((inputs + kGroup - 1) / kGroup), rows(count) {
+    stride = groups * kGroupWords + kGap;
+    head_ = at + rows * stride;
   }
+
+  HEXAD_INLINE ByteRowsOf from(int64_t row) const {
+    ByteRowsOf rest = *this;
+    rest.at += row * stride, rest.head_ += row;
+    return rest;
+  }
+  HEXAD_INLINE int32_t* head(int r, int64_t g, int which) const {
+    return head_ + (which * groups + g) * rows + r;
+  }
+  HEXAD_INLINE float scale(int r, int64_t g) const { return as_float(head(r, g, 0)); }
+  HEXAD_INLINE int32_t undo(int r, int64_t g) const { return *head(r, g, 1); }
+  HEXAD_INLINE float sum(int r, int64_t g) const { return as_float(head(r, g, 2)); }
   HEXAD_INLINE const int32_t* quad(int r, int64_t q) const {
-    return at + r * stride + 3 * groups + q * kQuadWords;
+    return at + r * stride + q * kQuadWords;
   }
 
  private:
@@ -31,13 +50,14 @@ struct ByteRows {
     memcpy(&f, p, sizeof f);
     return f;
   }
+  int32_t* head_;
 };
 
 // q = round(x * 127 / max |x|) over a group; a group with NaN or infinity has the scale NaN. Beside
 // the scale: -offset * sum q, which undoes an offset added to the weights, and scale * sum q.
 template <int kGroup, int kOffset, class T>
-void to_bytes(const T* x, int64_t n, int64_t groups, int32_t* row) {
-  for (int64_t g = 0; g < groups; ++g) {
+void to_bytes(const T* x, int64_t n, const ByteRowsOf<kGroup>& to) {
+  for (int64_t g = 0; g < to.groups; ++g) {
     vf v[kGroup / kLanes];
     vf most = zero(), poison = zero();
     for (int j = 0; j < kGroup / kLanes; ++j) {
@@ -50,7 +70,7 @@ void to_bytes(const T* x, int64_t n, int64_t groups, int32_t* row) {
     const float scale = top * (1.f / 127) + bad;
     const vf inverse = set1(top > 1e-30f ? 127.f / top : 0.f);
     vi total = set1i(0);
-    int32_t* quads = row + 3 * groups + g * (kGroup / 4) * kQuadWords;
+    int32_t* quads = to.at + g * to.kGroupWords;
     for (int j = 0; j < kGroup / kLanes; ++j) {
       const vi q = round_int(v[j] * inverse);
       total = total + q;
@@ -61,9 +81,9 @@ void to_bytes(const T* x, int64_t n, int64_t groups, int32_t* row) {
     for (int i = 0; i < kLanes; ++i) all += lane[i];
     const int32_t undo = int32_t(uint32_t(-kOffset) * all);
     const float scaled = scale * float(int32_t(all));
-    memcpy(row + g, &scale, sizeof scale);
-    memcpy(row + groups + g, &undo, sizeof undo);
-    memcpy(row + 2 * groups + g, &scaled, sizeof scaled);
+    memcpy(to.head(0, g, 0), &scale, sizeof scale);
+    memcpy(to.head(0, g, 1), &undo, sizeof undo);
+    memcpy(to.head(0, g, 2), &scaled, sizeof scaled);
   }
 }
 
@@ -103,8 +123,8 @@ struct Int8 {
   static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 6 ? 4 : 2; }
 
   template <int R, int C>
-  static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
-                   int64_t quads, NextPanels* next, float* sums) {
+  static void tile(const ByteRowsOf<kGroup>& x, const int32_t* w, int64_t step, int64_t begin,
+                   int64_t end, int64_t quads, NextPanels* next, float* sums) {
     w += begin * (kGroup / 4) * kPanel;
     for (int64_t g = begin; g < end; ++g) {
       ireg acc[R][C * kByteRegs];
@@ -145,8 +165,8 @@ struct Int4 {
   static constexpr int panels(int rows) { return kRegLanes < 16 ? 1 : rows <= 4 ? 4 : 2; }
 
   template <int R, int C>
-  static void tile(const ByteRows& x, const int32_t* w, int64_t step, int64_t begin, int64_t end,
-                   int64_t, NextPanels*, float* sums) {
+  static void tile(const ByteRowsOf<kGroup>& x, const int32_t* w, int64_t step, int64_t begin,
+                   int64_t end, int64_t, NextPanels*, float* sums) {
     constexpr int N = C * kByteRegs;
     w += begin * 5 * kPanel;
     for (int64_t g = begin; g < end; ++g, w += 5 * kPanel) {
@@ -196,8 +216,11 @@ struct Int4 {
   }
 };
 
+template <class Form>
+using ByteRows = ByteRowsOf<Form::kGroup>;
+
 template <class Form, int R, int C>
-void byte_tiles(const ByteRows& x, const int32_t* w, int64_t step, int panels, int64_t begin,
+void byte_tiles(const ByteRows<Form>& x, const int32_t* w, int64_t step, int panels, int64_t begin,
                 int64_t end, int64_t quads, NextPanels* next, float* sums) {
   for (; panels >= C; panels -= C, w += C * step, sums += C * kPanel)
     Form::template tile<R, C>(x, w, step, begin, end, quads, next, sums);
@@ -207,7 +230,7 @@ void byte_tiles(const ByteRows& x, const int32_t* w, int64_t step, int panels, i
 }
 
 template <class Form, int R = 1>
-void byte_tile(int rows, const ByteRows& x, const int32_t* w, int64_t step, int panels,
+void byte_tile(int rows, const ByteRows<Form>& x, const int32_t* w, int64_t step, int panels,
                int64_t begin, int64_t end, int64_t quads, NextPanels* next, float* sums) {
   if constexpr (R < kByteTall) {
     if (rows > R)
@@ -232,8 +255,9 @@ template <class Form>
 void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int64_t rows,
                float* sums) {
   const int64_t inputs = a.linear.inputs, words = a.linear.weight_stride;
-  const int64_t groups = (inputs + Form::kGroup - 1) / Form::kGroup, quads = (inputs + 3) / 4;
-  const int64_t row_words = workspace_words(a.form, inputs);
+  const int64_t quads = (inputs + 3) / 4;
+  const ByteRows<Form> all(a.workspace, inputs, a.linear.rows);
+  const int64_t groups = all.groups;
   const int32_t* panel[kPanels];
   for (int p = 0; p < group.panels; ++p)
     panel[p] = static_cast<const int32_t*>(a.linear.weight) + group.row[p] / kPanel * words;
@@ -251,7 +275,7 @@ void sum_bytes(const LinearPackedArgs& a, const Group& group, int64_t first, int
       const int height = int(left <= kByteTall       ? left
                              : left <= 2 * kByteTall ? (left + 1) / 2
                                                      : std::min(6, kByteTall));
-      const ByteRows x{a.workspace + (first + r) * row_words, row_words, groups};
+      const ByteRows<Form> x = all.from(first + r);
       for (int p = 0; p < group.panels; p += near)
         byte_tile<Form>(height, x, panel[p] + Form::kHeader, words, near, g,
                         std::min(groups, g + block), quads, two ? &next : nullptr,

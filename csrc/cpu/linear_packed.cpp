@@ -101,17 +101,16 @@ void run_tiles(const LinearArgs& a) {
 template <class Form>
 void run_bytes(const LinearPackedArgs& a) {
   const LinearArgs& l = a.linear;
-  const int64_t groups = (l.inputs + Form::kGroup - 1) / Form::kGroup;
-  const int64_t words = workspace_words(a.form, l.inputs);
+  const ByteRows<Form> all(a.workspace, l.inputs, l.rows);
   parallel_for(l.rows, std::max<int64_t>(1, 65536 / std::max<int64_t>(l.inputs, 1)),
                [&](int64_t row, int64_t end) {
                  for (; row < end; ++row) {
-                   int32_t* to = a.workspace + row * words;
+                   const ByteRows<Form> to = all.from(row);
                    const int64_t at = row * l.x_stride;
                    l.bf16 ? to_bytes<Form::kGroup, Form::kOffset>(
-                                static_cast<const bf16*>(l.x) + at, l.inputs, groups, to)
+                                static_cast<const bf16*>(l.x) + at, l.inputs, to)
                           : to_bytes<Form::kGroup, Form::kOffset>(
-                                static_cast<const float*>(l.x) + at, l.inputs, groups, to);
+                                static_cast<const float*>(l.x) + at, l.inputs, to);
                  }
                });
 #if HEXAD_TILES
