@@ -331,14 +331,22 @@ def test_rotation_follows_its_tables(batch):
     torch.testing.assert_close(blocks._rotated(x, *expanded), expected)
 
 
-def test_a_parametrized_weight_counts_from_then_on():
+def norm_with_bias():
+    norm = torch.nn.LayerNorm(32)
+    norm.bias.data.normal_()
+    return norm
+
+
+@pytest.mark.parametrize(("make", "name"), [(lambda: torch.nn.Linear(32, 16), "weight"), (norm_with_bias, "bias")])
+def test_a_parametrized_weight_counts_from_then_on(make, name):
     class Doubled(torch.nn.Module):
         def forward(self, weight):
             return 2 * weight
 
-    net = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False)).eval()
+    net = torch.nn.Sequential(make()).eval()
     x = torch.randn(3, 32)
-    before = net(x)
+    before, other = net(x), net[0].bias.clone() if name == "weight" else 0
     hexad.optimize(net)
-    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", Doubled())
-    torch.testing.assert_close(net(x), 2 * before)
+    torch.nn.utils.parametrize.register_parametrization(net[0], name, Doubled())
+    expected = 2 * before - other if name == "weight" else before + net[0].bias / 2
+    torch.testing.assert_close(net(x), expected)

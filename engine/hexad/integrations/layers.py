@@ -68,10 +68,10 @@ def host_serves(x: Tensor, *parameters: Tensor) -> bool:
 _ABSENT = object()
 
 
-def own(module: Any, name: str) -> Any:
-    """A parameter of a module: its attribute, without the detour that torch takes to it."""
+def own(module: Any, name: str, *default: Any) -> Any:
+    """A parameter of a module: `getattr` without the detour that torch takes to it."""
     found = module._parameters.get(name, _ABSENT)
-    return getattr(module, name) if found is _ABSENT else found
+    return getattr(module, name, *default) if found is _ABSENT else found
 
 
 def check_weights(weights: str | None) -> str:
@@ -171,7 +171,7 @@ def product(self: Any, x: Tensor, residual: Tensor | None = None, activation: st
 
 
 def layer_norm(self: Any, x: Tensor) -> Tensor:
-    weight, bias = own(self, "weight"), self._parameters.get("bias")
+    weight, bias = own(self, "weight"), own(self, "bias", None)
     if host_serves(x, weight) if bias is None else host_serves(x, weight, bias):
         return type(self).forward(self, x)
     return hk.norm(x, weight, bias, eps=self._hexad.eps)
