@@ -59,21 +59,20 @@ struct ByteItem {
 template <int R>
 void sum_byte_tiles(ByteItem& item, bool make, const ByteRows<Int8>& x, int64_t begin,
                     float* sums) {
-  using Of = ByteTiles;
   constexpr int kByteLate = 4, kMadeLate = 4;
   alignas(64) int32_t products[2 * kByteLate][R * kTileSide];
   TileShapes shapes;
   shapes.rows[0] = shapes.rows[4] = R;
-  shapes.bytes[4] = Of::kSteps * 4, shapes.rows[5] = Of::kSteps;
+  shapes.bytes[4] = ByteTiles::kSteps * 4, shapes.rows[5] = ByteTiles::kSteps;
   const Tiles tiles(shapes);
   const int groups = item.groups, count = item.panels * groups;
   int made = 0, made_panel = 0, made_group = 0;
   const auto make_one = [&]() __attribute__((always_inline)) {
-    const int32_t* from = item.panel[made_panel] + made_group * Of::kLines * kPanel;
-    Of::make(from, item.quads - made_group * (Int8::kGroup / 4), item.w[made]);
-    const int32_t* next = item.after[made_panel] + made_group * Of::kLines * kPanel;
+    const int32_t* from = item.panel[made_panel] + made_group * ByteTiles::kLines * kPanel;
+    ByteTiles::make(from, item.quads - made_group * (Int8::kGroup / 4), item.w[made]);
+    const int32_t* next = item.after[made_panel] + made_group * ByteTiles::kLines * kPanel;
 #pragma GCC unroll 16
-    for (int i = 0; i < Of::kLines; ++i) __builtin_prefetch(next + i * kPanel, 0, 2);
+    for (int i = 0; i < ByteTiles::kLines; ++i) __builtin_prefetch(next + i * kPanel, 0, 2);
     ++made;
     if (++made_group == groups) made_group = 0, ++made_panel;
   };
@@ -98,7 +97,7 @@ void sum_byte_tiles(ByteItem& item, bool make, const ByteRows<Int8>& x, int64_t 
     for (int g = 0; g < groups; ++g, ++i) {
       if (make && made < count) make_one();
       if (ahead < count) multiply();
-      Of::add(products[i % (2 * kByteLate)], x, begin + g, acc);
+      ByteTiles::add(products[i % (2 * kByteLate)], x, begin + g, acc);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) store_reg(sums + r * kWidth, acc[r]);
