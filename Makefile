@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles a module when it is first imported: most of the hosts' never are.
+# Python compiles a module when it is first imported: most of the hosts' never are. What is imported is kept compiled,
+# also where the environment says otherwise: a test process that imports torch anew would take three times as long.
 PIP := $(BIN)/pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 NATIVE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 
 .PHONY: demo test bench bench-embed bench-peers lint gpu build clean
@@ -11,8 +13,7 @@ NATIVE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ex
 # The native library needs neither torch nor the hosts: it builds while pip fetches them.
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
-	$(PIP) "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
+	$(PIP) --upgrade pip "setuptools>=77" wheel cmake ninja "pybind11>=3.0"
 	$(NATIVE) & native=$$!; $(PIP) --group dev || { kill $$native; exit 1; }; wait $$native
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e .
 	touch $@

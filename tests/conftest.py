@@ -7,6 +7,13 @@ try:
 except ImportError:  # a bare machine with a GPU, which runs the op tests only
     settings = None
 
+# The tests compile a handful of small graphs, each in a process that soon ends. Processes that compile and headers
+# compiled ahead would cost more than they save, and hexad's own build has shown that the compiler knows the machine's
+# instruction sets.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 # CI must not fail by the luck of the draw; at a desk new examples are welcome.
 if settings is not None:
     settings.register_profile("ci", derandomize=True)
