@@ -68,8 +68,13 @@ def pytest_ignore_collect(collection_path, config):
     return True if test and _of_a_backend(config) and "backend_name" not in collection_path.read_text() else None
 
 
+# These start first: at the end, what is left is short and the workers share it out.
+LONGEST = {"test_triton_compile", "test_gpu_bench", "test_integration_examples", "test_torch", "test_cuda_compile"}
+
+
 def pytest_collection_modifyitems(config, items):
     """--op and --small choose among the tests of a backend."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     op, small = config.getoption("--op"), config.getoption("--small")
     if op or small:
         chosen = [item for item in items if _chosen(item, op, small)]
