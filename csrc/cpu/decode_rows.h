@@ -2,7 +2,7 @@
 // products of cpu/decode_tile.h, carried from tile to tile as in cpu/attend.h.
 #pragma once
 
-#include "cpu/decode_tile.h"
+#include "cpu/decode_bytes.h"
 
 namespace hexad {
 namespace {
@@ -63,8 +63,6 @@ class Rows {
         const vf x = n >= kLanes ? load(q + d) : load_first(q + d, n);
         if (kPaired<C>)
           store(q_ + r * q_step_ + d, x);
-        else if (std::is_same<C, int8_t>::value)
-          store(q_ + r * q_step_ + d, x * set1(g_.scale) * set1(kInt8Query));
         else
           store(q_ + r * q_step_ + d, x * set1(g_.scale));
       }
@@ -98,9 +96,13 @@ class Rows {
   void scores(const Tile<C>& tile, Ahead& next) {
     for (int r = 0; r < rows_; r += kTogether)
       with_rows(std::min(kTogether, rows_ - r), [&](auto count) {
-        for (int j = tile.begin / kRegLanes * kRegLanes; j < tile.end; j += kRegLanes)
-          score<decltype(count)::value, C>(q_ + r * q_step_, q_step_, g_.head_dim, tile.k + j, next,
-                                           p_ + r * kTile + j);
+        if constexpr (std::is_same<C, int8_t>::value)
+          return score_bytes<decltype(count)::value>(q_ + r * q_step_, q_step_, g_.head_dim, tile.k,
+                                                     next, tile.begin, tile.end, p_ + r * kTile);
+        else
+          for (int j = tile.begin / kRegLanes * kRegLanes; j < tile.end; j += kRegLanes)
+            score<decltype(count)::value, C>(q_ + r * q_step_, q_step_, g_.head_dim, tile.k + j,
+                                             next, p_ + r * kTile + j);
       });
   }
 

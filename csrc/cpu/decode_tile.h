@@ -142,7 +142,10 @@ struct Tile {
   void copy(const Lane<float>& lane, float* out) const {
     if (end - begin < kTile) std::fill(out, out + kTile, 0.f);
     each_run(lane, [&](const float* p, int at, int n) {
-      for (int i = 0; i < n; ++i) out[at + i] = p[i * lane.slot];
+      if (lane.slot == 1)
+        memcpy(out + at, p, n * sizeof(float));
+      else
+        for (int i = 0; i < n; ++i) out[at + i] = p[i * lane.slot];
     });
   }
 
@@ -177,9 +180,7 @@ HEXAD_INLINE reg load_units(const C* p, int64_t n) {
   return load<reg>(buffer);
 }
 
-// Element `e` of each unit. An int8 comes from the top byte, times 2^24, which saves shifting it
-// down: the queries of an int8 cache are scaled by 2^-24, and the products are exactly the same.
-constexpr float kInt8Query = 0x1p-24f;
+// Element `e` of each unit.
 template <int e>
 HEXAD_INLINE reg element(reg unit, const float*) {
   return unit;
@@ -187,11 +188,6 @@ HEXAD_INLINE reg element(reg unit, const float*) {
 template <int e>
 HEXAD_INLINE reg element(reg unit, const bf16*) {
   return (reg)(e ? (ireg)unit & int32_t(0xffff0000) : (ireg)unit << 16);
-}
-template <int e>
-HEXAD_INLINE reg element(reg unit, const int8_t*) {
-  const ireg top = (ireg)unit << (24 - 8 * e);
-  return __builtin_convertvector(e ? top & int32_t(0xff000000) : top, reg);
 }
 
 #if HEXAD_PAIRS
