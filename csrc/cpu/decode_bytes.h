@@ -8,12 +8,13 @@
 namespace hexad {
 namespace {
 
-// Lane L of the result is the sum over the lanes of v[L]; v is overwritten.
+// Halves of blocks of 2 H lanes added: those of `a` in a block's lower half, of `b` in its upper.
 template <int H, int... L>
 HEXAD_INLINE reg fold(reg a, reg b, std::integer_sequence<int, L...>) {
   return __builtin_shufflevector(a, b, (L & H ? kRegLanes + L : L)...) +
          __builtin_shufflevector(a, b, (L & H ? kRegLanes + L - H : L + H)...);
 }
+// Lane L of the result is the sum over the lanes of v[L]; v is overwritten.
 template <int H = kRegLanes / 2>
 HEXAD_INLINE reg sums_across(reg* v) {
 #pragma GCC unroll 8
