@@ -17,6 +17,7 @@
 #include "quick/randn.h"
 #include "quick/rope.h"
 #include "quick/sample.h"
+#include "quick/step.h"
 
 namespace quick {
 
@@ -38,11 +39,19 @@ inline void add(py::module_& m) {
   {                                                                                    \
     "quick_" #op, reinterpret_cast<PyCFunction>(&call<op, count>), METH_FASTCALL, text \
   }
-  static PyMethodDef methods[] = {
-      QUICK(append_kv, 11),    QUICK(attention, 11), QUICK(coupling, 8),
-      QUICK(decode, 12),       QUICK(invconv, 3),    QUICK(linear, 5),
-      QUICK(linear_packed, 7), QUICK(norm, 9),       QUICK(randn, 3),
-      QUICK(rope, 5),          QUICK(sample, 12),    {nullptr, nullptr, 0, nullptr}};
+  static PyMethodDef methods[] = {QUICK(append_kv, 11),
+                                  QUICK(attention, 11),
+                                  QUICK(coupling, 8),
+                                  QUICK(decode, 12),
+                                  QUICK(invconv, 3),
+                                  QUICK(linear, 5),
+                                  QUICK(linear_packed, 7),
+                                  QUICK(norm, 9),
+                                  QUICK(randn, 3),
+                                  QUICK(rope, 5),
+                                  QUICK(sample, 12),
+                                  QUICK(step, 13),
+                                  {nullptr, nullptr, 0, nullptr}};
 #undef QUICK
   if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
   m.def("quick_guards", [](const py::tuple& given) {

@@ -64,7 +64,7 @@ def calls(name):
 @pytest.mark.skipif(not QUICK, reason="no compiled module")
 def test_the_ops_of_small_models_have_it():
     expected = {"attention", "append_kv", "coupling", "decode", "invconv", "linear", "linear_packed", "norm"}
-    expected |= {"randn", "rope", "sample"}
+    expected |= {"randn", "rope", "sample", "step"}
     assert set(QUICK) == expected
 
 
