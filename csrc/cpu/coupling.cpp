@@ -32,16 +32,42 @@ HEXAD_INLINE void move(const T* x, const T* shift, const T* raw, T* y, float cla
   HEXAD_EACH put(y + i * kLanes, v[i], past);
 }
 
+// Passive elements, which are copied beside the arithmetic of active ones: it leaves memory idle.
+template <class T>
+struct Still {
+  T* to = nullptr;
+  const T* from = nullptr;
+  int64_t n = 0;
+  bool past = false;
+
+  template <int64_t count>
+  HEXAD_INLINE void some() {
+    if (count * sizeof(T) % 64 || n < count || (past && !streams(to))) return;
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t i = 0; i < count; i += line) {
+      ask(from + i);
+      put(reinterpret_cast<float*>(to + i), load<vf>(from + i), past);
+    }
+    to += count, from += count, n -= count;
+  }
+  void rest() { copy(to, from, n, past); }
+};
+
 // A run of elements; for kMasked, lanes outside `active` pass through and count nothing.
 template <class T, int M, bool kInverse, bool kMasked>
 HEXAD_INLINE void run(const T* x, const T* shift, const T* raw, T* y, int64_t n, float clamp,
-                      vi active, bool past, LogDet<M>& d) {
+                      vi active, bool past, LogDet<M>& d, Still<T> still = {}) {
   past = past && streams(y);
-  constexpr int64_t wide = kAtOnce * kLanes;
+  // tanh has the longest chains.
+  constexpr int together = M == kTanh && kAtOnce > 1 ? 4 : kAtOnce;
+  constexpr int64_t wide = together * kLanes;
   int64_t i = 0;
-  for (; i + wide <= n; i += wide)
-    move<kAtOnce, T, M, kInverse, kMasked>(x + i, shift + i, raw + i, y + i, clamp, active, past,
-                                           d);
+  for (; i + wide <= n; i += wide) {
+    still.template some<wide>();
+    move<together, T, M, kInverse, kMasked>(x + i, shift + i, raw + i, y + i, clamp, active, past,
+                                            d);
+  }
+  still.rest();
   for (; i + kLanes <= n; i += kLanes)
     move<1, T, M, kInverse, kMasked>(x + i, shift + i, raw + i, y + i, clamp, active, past, d);
   if (i < n) {
@@ -72,11 +98,11 @@ double piece(const CouplingArgs& a, const Cut& cut, int64_t b, int64_t p, bool p
     }
   } else {
     const Range still = passive(a, cut, p);
-    copy(y + still.begin, x + still.begin, still.end - still.begin, past);
     const int64_t from = p * cut.size, n = std::min(cut.size, a.active - from);
     const int64_t at = a.active_begin + from;
     run<T, M, kInverse, false>(x + at, shift + from, M == kAdditive ? raw : raw + from, y + at, n,
-                               a.clamp, set1i(0), past, d);
+                               a.clamp, set1i(0), past, d,
+                               {y + still.begin, x + still.begin, still.end - still.begin, past});
   }
   return d.sum_s();
 }
