@@ -163,3 +163,19 @@ def test_a_bias_of_the_least_number_in_all_of_a_row_weighs_its_keys_alike(dtype)
     assert same([got[:, :, 3]], [plain[:, :, 3]])
     mean = v.float().mean(2, keepdim=True).expand(got.shape)
     torch.testing.assert_close(got[:, :, 4:].float(), mean[:, :, 4:], rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 300}], ids=str)
+def test_a_mask_that_heads_share_is_every_heads_own(dtype, options):
+    # Blocks of rows, tiles beyond those that are kept, a batch of masks, a last strip that is not full.
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 1100, 16, generator=g).to(dtype) for heads in (6, 3, 3))
+    mask = torch.rand(2, 1, 1100, 1100, generator=g) > 0.5
+    got = attention(q, k, v, mask=mask, return_lse=True, **options)
+    assert same(got, attention(q, k, v, mask=mask.repeat(1, 6, 1, 1), return_lse=True, **options))
+    for i in range(2):
+        assert same(
+            [t[i] for t in got],
+            [t[0] for t in attention(*(t[i : i + 1] for t in (q, k, v)), mask=mask[i], return_lse=True, **options)],
+        )

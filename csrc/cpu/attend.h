@@ -28,6 +28,16 @@ struct Mask {
   int64_t head, row, key;  // strides
 };
 
+// What a boolean mask that all heads share shows a block of rows, kept from head to head: a word a
+// row for each of its first tiles.
+struct SharedMask {
+  static constexpr int kTiles = 16, kBlock = 512;
+  const void* data = nullptr;  // of which mask, rows [begin, end) and tiles they are
+  int64_t begin, end;
+  bool known[kTiles][kBlock / 32];  // by strips of 32 rows
+  uint64_t words[kTiles][kBlock];
+};
+
 // Rows r = i * group + g of one key head: query i of head g of the group.
 template <class T>
 struct Job {
@@ -46,6 +56,7 @@ struct Job {
   int64_t head_dim, value_dim;
   const float *slopes, *sinks;  // of the group's heads; null: none
   float scale, softcap;         // softcap 0: none
+  SharedMask* shared;           // null: none
 };
 
 }  // namespace

@@ -17,10 +17,20 @@ void run(const AttentionArgs& a) {
   const int64_t block = block_rows<T>(rows, a.batch * a.kv_heads, a.head_dim, a.value_dim);
   const int64_t blocks = (rows + block - 1) / block;
   const int64_t mask_size = a.mask_kind == 0 ? 1 : a.mask_kind == 1 ? 4 : 2;
+  // Heads that share a boolean mask follow one another, so that a thread reads it once for all of
+  // them: blocks are large enough that a head's keys and values need not stay in cache.
+  constexpr int kSlots = kTiled<T> ? 8 : 1;  // threads that keep what they read
+  const bool shares = kTiled<T> && a.mask && a.mask_kind == 0 && a.mask_stride[1] == 0 &&
+                      a.mask_stride[2] != 0 && a.kv_heads > 1;
+  SharedMask slots[kSlots];
+  const int threads = parallel_threads();
   parallel_for(blocks * a.batch * a.kv_heads, 1, [&](int64_t begin, int64_t end) {
+    const int slot = threads > 1 ? parallel_thread() : 0;
+    SharedMask* shared = shares && slot < kSlots ? slots + slot : nullptr;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t b = t / blocks / a.kv_heads, h = t / blocks % a.kv_heads;
-      const int64_t at = (blocks - 1 - t % blocks) * block;
+      const int64_t outer = shares ? t / a.kv_heads : t / blocks / a.kv_heads * blocks + t % blocks;
+      const int64_t h = shares ? t % a.kv_heads : t / blocks % a.kv_heads;
+      const int64_t b = outer / blocks, at = (blocks - 1 - outer % blocks) * block;
       const int64_t head = h * group;
       Job<T> job{};
       job.q = static_cast<const T*>(a.q) + b * a.q_stride[0] + head * a.q_stride[1];
@@ -48,6 +58,7 @@ void run(const AttentionArgs& a) {
       job.slopes = a.slopes ? a.slopes + head : nullptr;
       job.sinks = a.sinks ? a.sinks + head : nullptr;
       job.scale = a.scale, job.softcap = a.softcap;
+      job.shared = shared;
       attend(job, at, std::min(at + block, rows));
     }
   });

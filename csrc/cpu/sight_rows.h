@@ -14,6 +14,8 @@ constexpr int kStrip = 32;      // rows
 constexpr int kMostRows = 512;  // of a block
 constexpr int kMostTiles = 8;   // looked at together
 
+static_assert(SharedMask::kBlock == kMostRows && SharedMask::kBlock / 32 == kMostRows / kStrip);
+
 class RowSight {
  public:
   struct Strip {
@@ -32,6 +34,11 @@ class RowSight {
   Tile tiles[kMostTiles];
 
   RowSight(const Job<bf16>& job, int64_t begin, int64_t end) : rows(int(end - begin)), job_(job) {
+    SharedMask* shared = job.shared;
+    if (shared && (shared->data != job.mask.data || shared->begin != begin || shared->end != end)) {
+      shared->data = job.mask.data, shared->begin = begin, shared->end = end;
+      memset(shared->known, 0, sizeof shared->known);
+    }
     int64_t i = begin / job.group, g = begin % job.group;
     first = INT64_MAX, last = 0;
     for (int r = 0; r < rows; ++r) {
@@ -76,7 +83,10 @@ class RowSight {
     int from = 0, upto = count;
     while (from < upto && base + (from + 1) * kTile <= outer.from) ++from;
     while (from < upto && base + (upto - 1) * kTile >= outer.upto) --upto;
-    if (masked && !same) read_masks(base, from, upto, first, end);
+    if (masked && !same && !recall(base, from, upto, s)) {
+      read_masks(base, from, upto, first, end);
+      remember(base, from, upto, s);
+    }
     uint64_t any = 0;
     for (int t = 0; t < count; ++t) {
       uint64_t some = 0, each = ~0ull, *words = tiles[t].words;
@@ -128,6 +138,26 @@ class RowSight {
   bool alike() const {
     return job_.mask.kind != MaskKind::none && job_.mask.row == 0 &&
            (job_.mask.head == 0 || job_.group == 1);
+  }
+
+  // Takes what an earlier head has read; false if any of it is missing.
+  bool recall(int64_t base, int from, int upto, int s) {
+    const SharedMask* shared = job_.shared;
+    const int64_t at = base / kTile;
+    if (!shared || at + upto > SharedMask::kTiles) return false;
+    for (int t = from; t < upto; ++t)
+      if (!shared->known[at + t][s]) return false;
+    for (int t = from; t < upto; ++t)
+      std::copy_n(shared->words[at + t] + s * kStrip, rows_of(s), tiles[t].words + s * kStrip);
+    return true;
+  }
+  void remember(int64_t base, int from, int upto, int s) {
+    SharedMask* shared = job_.shared;
+    const int64_t at = base / kTile;
+    for (int t = from; shared && t < upto && at + t < SharedMask::kTiles; ++t) {
+      std::copy_n(tiles[t].words + s * kStrip, rows_of(s), shared->words[at + t] + s * kStrip);
+      shared->known[at + t][s] = true;
+    }
   }
 
   // What a mask shows rows [first, end) of tiles [from, upto).
