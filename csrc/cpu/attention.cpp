@@ -10,26 +10,23 @@
 namespace hexad {
 namespace {
 
+// `slots`, if any: for that many threads, what they keep of a mask that all heads share. Heads
+// follow one another then: blocks are large enough that a head's keys and values need not stay in
+// cache.
 template <class T>
-void run(const AttentionArgs& a) {
+void run(const AttentionArgs& a, SharedMask* slots, int count) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = a.rows * group;  // of one key head
   const int64_t block = block_rows<T>(rows, a.batch * a.kv_heads, a.head_dim, a.value_dim);
   const int64_t blocks = (rows + block - 1) / block;
   const int64_t mask_size = a.mask_kind == 0 ? 1 : a.mask_kind == 1 ? 4 : 2;
-  // Heads that share a boolean mask follow one another, so that a thread reads it once for all of
-  // them: blocks are large enough that a head's keys and values need not stay in cache.
-  constexpr int kSlots = kTiled<T> ? 8 : 1;  // threads that keep what they read
-  const bool shares = kTiled<T> && a.mask && a.mask_kind == 0 && a.mask_stride[1] == 0 &&
-                      a.mask_stride[2] != 0 && a.kv_heads > 1;
-  SharedMask slots[kSlots];
   const int threads = parallel_threads();
   parallel_for(blocks * a.batch * a.kv_heads, 1, [&](int64_t begin, int64_t end) {
     const int slot = threads > 1 ? parallel_thread() : 0;
-    SharedMask* shared = shares && slot < kSlots ? slots + slot : nullptr;
+    SharedMask* shared = slot < count ? slots + slot : nullptr;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t outer = shares ? t / a.kv_heads : t / blocks / a.kv_heads * blocks + t % blocks;
-      const int64_t h = shares ? t % a.kv_heads : t / blocks % a.kv_heads;
+      const int64_t outer = count ? t / a.kv_heads : t / blocks / a.kv_heads * blocks + t % blocks;
+      const int64_t h = count ? t % a.kv_heads : t / blocks % a.kv_heads;
       const int64_t b = outer / blocks, at = (blocks - 1 - outer % blocks) * block;
       const int64_t head = h * group;
       Job<T> job{};
@@ -62,6 +59,23 @@ void run(const AttentionArgs& a) {
       attend(job, at, std::min(at + block, rows));
     }
   });
+}
+
+// By itself, as its half a megabyte of the stack is for these masks only.
+template <class T>
+__attribute__((noinline)) void run_sharing(const AttentionArgs& a) {
+  constexpr int kSlots = 8;  // other threads read the mask for every head
+  SharedMask slots[kSlots];
+  run<T>(a, slots, kSlots);
+}
+
+template <class T>
+void run(const AttentionArgs& a) {
+  if constexpr (kTiled<T>)
+    if (a.mask && a.mask_kind == 0 && a.mask_stride[1] == 0 && a.mask_stride[2] != 0 &&
+        a.kv_heads > 1)
+      return run_sharing<T>(a);
+  run<T>(a, nullptr, 0);
 }
 
 }  // namespace
