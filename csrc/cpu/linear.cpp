@@ -166,14 +166,15 @@ void run_many_floats(const LinearArgs& a) {
 template <int R>
 void sum_strips(const LinearArgs& a, const Group& group, int begin, int end, int height,
                 float* sums) {
-  alignas(64) int32_t pairs[kCutWords];
+  constexpr int kInputs = 256;  // at a time
+  alignas(64) int32_t pairs[kInputs / kStep * kTileWords];
   alignas(64) float turned[kPanels][kSquare * kSquare];
   const int32_t* const b[1] = {pairs};
   const int rows = int(a.rows), near = gated(a) ? group.panels / 2 : group.panels;
   const bf16* weight = static_cast<const bf16*>(a.weight);
   const RowTiles<R> tiles(height);
-  for (int64_t k = 0; k == 0 || k < a.inputs; k += kCut) {
-    const int64_t n = std::min<int64_t>(kCut, a.inputs - k);
+  for (int64_t k = 0; k == 0 || k < a.inputs; k += kInputs) {
+    const int64_t n = std::min<int64_t>(kInputs, a.inputs - k);
     for (int64_t i = 0; i < n; i += kStep)
       pair_tile(static_cast<const bf16*>(a.x) + k + i, a.x_stride, rows, n - i,
                 pairs + i / kStep * kTileWords);
@@ -182,8 +183,9 @@ void sum_strips(const LinearArgs& a, const Group& group, int begin, int end, int
       for (int p = h + begin; p < h + end; p += R) {
         const bf16* from = weight + group.row[p] * a.weight_stride;
         // The next cut of these outputs, or the first of those that follow the item's.
-        const bf16* after =
-            k + kCut < a.inputs ? from + k + kCut : from + int64_t(near) * kPanel * a.weight_stride;
+        const bf16* after = k + kInputs < a.inputs
+                                ? from + k + kInputs
+                                : from + int64_t(near) * kPanel * a.weight_stride;
         sum_rows<R, 1, true>(from + k, a.weight_stride, height, b, n, k == 0, turned[p],
                              [&](int64_t t) {
                                for (int r = 0; r < height; ++r)

@@ -16,7 +16,7 @@ namespace {
 constexpr int kStep = 2 * kTilePairs;               // inputs of a product of tiles
 constexpr int kTileWords = kTileSide * kTilePairs;  // of 4 bytes
 constexpr int kSquare = 2 * kTileSide;              // rows and outputs of a unit of work
-constexpr int kCut = 256;                           // inputs that a unit sums at a time, at most
+constexpr int kCut = 384;                           // inputs that a unit sums at a time, at most
 constexpr int kCutSteps = kCut / kStep;
 constexpr int kCutWords = kCutSteps * kTileWords;
 constexpr int kManyRows = 512, kManyPanels = 16;  // of an item among many rows
@@ -59,18 +59,19 @@ inline void pair_tile(const bf16* rows, int64_t stride, int lanes, int64_t n, in
   }
 }
 
-// R tiles of A, `down` bytes apart, their rows `stride`, by C of B at w[c] + at.
+// R tiles of A, `down` bytes apart, their rows `stride`, by C of B at w[c] + at. Among many rows B
+// only passes through the first-level cache, where A is to stay.
 template <int R, int C>
 HEXAD_INLINE void multiply(const char* x, int64_t stride, int64_t down, const char* const* w,
                            int64_t at) {
   _tile_loadd(4, x, stride);
   if constexpr (R == 2) {
-    _tile_loadd(6, w[0] + at, 64);
+    _tile_stream_loadd(6, w[0] + at, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(5, x + down, stride);
     _tile_dpbf16ps(2, 5, 6);
     if constexpr (C > 1) {
-      _tile_loadd(7, w[1] + at, 64);
+      _tile_stream_loadd(7, w[1] + at, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
