@@ -238,9 +238,9 @@ class TileBlock {
     }
     for (int64_t i = 0; i < steps; ++i) {
       _tile_loadd(4, q + i * kStepWidth, stride);
-      _tile_loadd(6, k + i * kGroups * kTileFloats, 64);
+      _tile_stream_loadd(6, k + i * kGroups * kTileFloats, 64);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, k + (i * kGroups + 1) * kTileFloats, 64);
+      _tile_stream_loadd(7, k + (i * kGroups + 1) * kTileFloats, 64);
       _tile_dpbf16ps(1, 4, 7);
       if (kBoth) {
         _tile_loadd(5, q + i * kStepWidth + kTileSide * q_step_, stride);
@@ -283,10 +283,10 @@ class TileBlock {
     if (kBoth && kBroad) _tile_loadd(3, lower + kTileSide, stride);
     for (int i = 0; i < n; ++i) {
       _tile_loadd(4, p[i], kStride);
-      _tile_loadd(6, v[i] + skip, 64);
+      _tile_stream_loadd(6, v[i] + skip, 64);
       _tile_dpbf16ps(0, 4, 6);
       if (kBroad) {
-        _tile_loadd(7, v[i] + skip + kTileFloats, 64);
+        _tile_stream_loadd(7, v[i] + skip + kTileFloats, 64);
         _tile_dpbf16ps(1, 4, 7);
       }
       if (kBoth) {
