@@ -102,15 +102,15 @@ class TileRows {
       settle();
       for (int64_t i = 0; i < steps_of(dims); ++i) {
         _tile_loadd(7, turned_ + i * kTileFloats, 64);
-        _tile_loadd(6, k[0].p + i * kStepWidth, k[0].step);
+        _tile_stream_loadd(6, k[0].p + i * kStepWidth, k[0].step);
         _tile_dpbf16ps(2, 6, 7);
         next.ask(2 * kTileSide * 64);
-        _tile_loadd(6, k[1].p + i * kStepWidth, k[1].step);
+        _tile_stream_loadd(6, k[1].p + i * kStepWidth, k[1].step);
         _tile_dpbf16ps(3, 6, 7);
-        _tile_loadd(6, k[2].p + i * kStepWidth, k[2].step);
+        _tile_stream_loadd(6, k[2].p + i * kStepWidth, k[2].step);
         _tile_dpbf16ps(4, 6, 7);
         next.ask(2 * kTileSide * 64);
-        _tile_loadd(6, k[3].p + i * kStepWidth, k[3].step);
+        _tile_stream_loadd(6, k[3].p + i * kStepWidth, k[3].step);
         _tile_dpbf16ps(5, 6, 7);
       }
     }
