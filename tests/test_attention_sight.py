@@ -167,7 +167,9 @@ def test_a_bias_of_the_least_number_in_all_of_a_row_weighs_its_keys_alike(dtype)
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 300}], ids=str)
-def test_a_mask_that_heads_share_is_every_heads_own(dtype, options):
+def test_a_mask_that_heads_share_is_every_heads_own(backend_name, dtype, options):
+    if backend_name == "cuda-emulated":
+        pytest.skip("what is shared is the CPU kernel's, and emulation takes minutes over so many rows")
     # Blocks of rows, tiles beyond those that are kept, a batch of masks, a last strip that is not full.
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 1100, 16, generator=g).to(dtype) for heads in (6, 3, 3))
