@@ -177,11 +177,13 @@ class Block {
   template <bool kHiding>
   void soften(int lane, const Span& span) {
     const float* p = p_ + lane;
-    reg top[4];
-    for (int i = 0; i < 4; ++i) top[i] = set1_reg(-__builtin_inff());
+    const reg none = set1_reg(-__builtin_inff());
+    reg top[4] = {none, none, none, none};
     if (kHiding) {
-      for (int j = span.from; j < span.upto; ++j)
-        top[0] = larger(top[0], select(sight_.sees(j, lane), load_reg(p + j * kRows), top[1]));
+      for (int j = span.from / 4 * 4; j < span.upto; j += 4)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+          top[i] = larger(top[i], sight_.shown(j + i, lane, load_reg(p + (j + i) * kRows), none));
     } else {
       for (int j = 0; j < kTile; j += 4)
 #pragma GCC unroll 4
@@ -206,8 +208,7 @@ class Block {
       // A weight of -0 tells a hidden key from one whose weight underflows.
       if (kHiding)
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g)
-          w[g] = select(sight_.sees(j + g * kLanes, lane), w[g], set1_reg(-0.f));
+        for (int g = 0; g < 4; ++g) w[g] = sight_.shown(j + g * kLanes, lane, w[g], set1_reg(-0.f));
     });
   }
 
@@ -253,45 +254,51 @@ class Block {
     const T* v = job_.v + base * job_.v_key;
     if constexpr (std::is_same<T, float>::value)
       return weigh_values(out_, Strided{reinterpret_cast<const char*>(v), 4 * job_.v_key},
-                          job_.value_dim);
+                          job_.value_dim, false);
     for (int64_t at = 0; at < job_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, job_.value_dim - at);
-      gather(v + at, dims);
-      weigh_values(out_ + at * kRows, Strided{reinterpret_cast<const char*>(kv_), 4 * kChunk},
-                   dims);
+      const bool finite = gather(v + at, dims);
+      weigh_values(out_ + at * kRows, Strided{reinterpret_cast<const char*>(kv_), 4 * kChunk}, dims,
+                   finite);
     }
   }
 
-  // Values of the tile as the product reads them.
-  void gather(const T* v, int64_t dims) {
+  // Values of the tile as the product reads them; true if they are known to be finite.
+  bool gather(const T* v, int64_t dims) {
     const int from = sight_.from, upto = sight_.upto;
 #if HEXAD_PAIRS
     if constexpr (kPaired<T>) {
+      Largest largest;
       for (int j = from / 2 * 2; j < upto; j += 2)
         for (int64_t d = 0; d < dims; d += 2 * kLanes) {
           const T* even = v + j * job_.v_key + d;
           const int n = int(std::min<int64_t>(2 * kLanes, dims - d));
           interleave(even, even + job_.v_key, j < from ? 0 : n, j + 1 < upto ? n : 0,
-                     kv_ + j / 2 * kChunk + d);
+                     kv_ + j / 2 * kChunk + d, &largest);
         }
-      return;
+      return largest.finite();
     }
 #endif
     for (int j = from; j < upto; ++j)
       for (int64_t d = 0; d < dims; d += kLanes)
         store(kv_ + j * kChunk + d, take_upto(v + j * job_.v_key + d, dims - d));
+    return false;
   }
 
   // The keys that all rows see go together, the rest by sixteen rows. Pairs that are not wholly
-  // inside, or chains, count as the rest.
-  void weigh_values(float* out, Strided v, int64_t dims) {
+  // inside, or chains, count as the rest. A hidden key's weight is 0, so only a value that is not
+  // finite needs to be kept from the sum.
+  void weigh_values(float* out, Strided v, int64_t dims, bool finite) {
     const float* p = kPaired<T> ? pairs_ : p_;
-    const auto add = [&](auto hiding, const float* factor, int from, int upto, int lane, int end) {
-      product<Op, decltype(hiding)::value>(out, factor, v, p, from / kUnits,
-                                           (upto + kUnits - 1) / kUnits, dims, lane, end);
+    const auto add = [&](bool hiding, const float* factor, int from, int upto, int lane, int end) {
+      const int64_t first = from / kUnits, last = (upto + kUnits - 1) / kUnits;
+      if (hiding && !finite)
+        product<Op, true>(out, factor, v, p, first, last, dims, lane, end);
+      else
+        product<Op, false>(out, factor, v, p, first, last, dims, lane, end);
     };
     const int from = sight_.from, upto = sight_.upto;
-    if (sight_.plain) return add(std::false_type{}, alpha_, from, upto, 0, width_);
+    if (sight_.plain) return add(false, alpha_, from, upto, 0, width_);
     int inner = from, outer = upto;
     bool ragged = false;
     for (int n = 0; n < width_; n += kLanes) {
@@ -299,14 +306,13 @@ class Block {
       inner = std::max(inner, s.inner_from), outer = std::min(outer, s.inner_upto);
       ragged = ragged || s.inner_from >= s.inner_upto;
     }
-    if (ragged && job_.mask.kind != MaskKind::none)
-      return add(std::true_type{}, alpha_, from, upto, 0, width_);
+    if (ragged && job_.mask.kind != MaskKind::none) return add(true, alpha_, from, upto, 0, width_);
     inner = (inner + kCut - 1) / kCut * kCut, outer = outer / kCut * kCut;
     if (inner >= outer) inner = outer = upto;
     if (inner > from)
       for (int n = 0; n < width_; n += kLanes) ends(add, 0, inner, n, alpha_);
     if (inner == outer) return;
-    add(std::false_type{}, inner <= from ? alpha_ : ones_, inner, outer, 0, width_);
+    add(false, inner <= from ? alpha_ : ones_, inner, outer, 0, width_);
     for (int n = 0; n < width_; n += kLanes) ends(add, outer, kTile, n, ones_);
   }
 
@@ -317,15 +323,15 @@ class Block {
     const int from = std::max(s.from, begin), upto = std::min(s.upto, end), stop = lane + kLanes;
     if (from >= upto) {
       // Sums from earlier tiles fall all the same.
-      if (begin == 0) add(std::false_type{}, factor, 0, 0, lane, stop);
+      if (begin == 0) add(false, factor, 0, 0, lane, stop);
       return;
     }
     int inner = std::max(from, (s.inner_from + kCut - 1) / kCut * kCut);
     int outer = std::min(upto, s.inner_upto / kCut * kCut);
     if (inner >= outer) inner = outer = upto;
-    if (from < inner) add(std::true_type{}, factor, from, inner, lane, stop), factor = ones_;
-    if (inner < outer) add(std::false_type{}, factor, inner, outer, lane, stop), factor = ones_;
-    if (outer < upto) add(std::true_type{}, factor, outer, upto, lane, stop);
+    if (from < inner) add(true, factor, from, inner, lane, stop), factor = ones_;
+    if (inner < outer) add(false, factor, inner, outer, lane, stop), factor = ones_;
+    if (outer < upto) add(true, factor, outer, upto, lane, stop);
   }
 
   void finish() {
@@ -345,7 +351,8 @@ class Block {
       for (int64_t d = 0; d < job_.value_dim; d += kLanes) {
         vf square[kLanes];
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) square[i] = load(out_ + (d + i) * kRows + n) / total;
+        for (int i = 0; i < kLanes; ++i)  // a zero's sign may stem from hidden keys
+          square[i] = load(out_ + (d + i) * kRows + n) / total + zero();
         transpose(square);
         if (count == kLanes && job_.value_dim - d >= kLanes) {
 #pragma GCC unroll 16

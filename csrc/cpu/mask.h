@@ -23,6 +23,15 @@ HEXAD_INLINE reg cleared(IntOf<reg>::type m, reg a) {
   return select(m, set1_reg(0.f), a);
 #endif
 }
+// a where bit n of the words is set, else b.
+HEXAD_INLINE reg where_bit(IntOf<reg>::type words, int n, reg a, reg b) {
+#if defined(__AVX512F__)
+  const __mmask16 on = _mm512_test_epi32_mask((__m512i)words, _mm512_set1_epi32(int32_t(1u << n)));
+  return (reg)_mm512_mask_blend_ps(on, (__m512)b, (__m512)a);
+#else
+  return select((words << (31 - n)) >> 31, a, b);
+#endif
+}
 // Whether a mask is set in all lanes.
 HEXAD_INLINE bool all_set(vi m) {
 #if defined(__AVX512F__)

@@ -115,10 +115,9 @@ class Sight {
     return true;
   }
 
-  // A register of lanes, from `lane` on: all bits set where the row sees the key, else 0.
-  HEXAD_INLINE IntOf<reg>::type sees(int key, int lane) const {
-    // The key's bit moved to the sign and spread.
-    return (load<IntOf<reg>::type>(bits[key >> 5] + lane) << (31 - (key & 31))) >> 31;
+  // For a register of lanes, from `lane` on: x where the row sees the key, else `other`.
+  HEXAD_INLINE reg shown(int key, int lane, reg x, reg other) const {
+    return where_bit(load<IntOf<reg>::type>(bits[key >> 5] + lane), key & 31, x, other);
   }
 
  private:
