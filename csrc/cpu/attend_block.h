@@ -162,8 +162,7 @@ class Block {
       const vf falls = load(slope), place = load(at);
       each([&](int j, vf s) { return s + falls * abs(place - set1(float(j))); });
     }
-    if (job_.mask.kind > MaskKind::boolean)
-      each([&](int j, vf s) { return s + load(sight_.bias + j * kRows + lane); });
+    if (job_.mask.kind > MaskKind::boolean) sight_.add_mask(base, lane, scale, p);
     if (kPaired<T> && !job_.softcap && !job_.slopes && job_.mask.kind <= MaskKind::boolean)
       each([&](int, vf s) { return s; });
   }

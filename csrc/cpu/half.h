@@ -48,6 +48,11 @@ HEXAD_INLINE void store_first(f16* p, vf v, int64_t n) {
   store(buffer, v);
   memcpy(p, buffer, n * sizeof(f16));
 }
+HEXAD_INLINE vf load_part(const f16* p, int64_t n) {
+  f16 buffer[kLanes] = {};
+  memcpy(buffer, p, n * sizeof(f16));
+  return load(buffer);
+}
 HEXAD_INLINE float to_float(f16 x) {
   f16 buffer[kLanes] = {x};
   float lanes[kLanes];

@@ -165,20 +165,17 @@ class RowSight {
     const void* data = job_.mask.data;
     switch (job_.mask.kind) {
       case MaskKind::boolean:
-        return read_masks(static_cast<const uint8_t*>(data), base, from, upto, first, end,
-                          set_bytes, [](uint8_t x) { return x != 0; });
+        return read_masks(static_cast<const uint8_t*>(data), base, from, upto, first, end);
       case MaskKind::f32:
-        return read_masks(static_cast<const float*>(data), base, from, upto, first, end,
-                          not_hiding<float>, [](float x) { return x != -__builtin_inff(); });
+        return read_masks(static_cast<const float*>(data), base, from, upto, first, end);
       default:
-        read_masks(static_cast<const bf16*>(data), base, from, upto, first, end, not_hiding<bf16>,
-                   [](bf16 x) { return x.raw != kHides; });
+        read_masks(static_cast<const bf16*>(data), base, from, upto, first, end);
     }
   }
 
-  template <class E, class Shown64, class Shown>
-  HEXAD_INLINE void read_masks(const E* mask, int64_t base, int from, int upto, int first, int end,
-                               const Shown64& shown_64, const Shown& shown_one) {
+  template <class E>
+  HEXAD_INLINE void read_masks(const E* mask, int64_t base, int from, int upto, int first,
+                               int end) {
     constexpr int kAhead = 4;  // rows
     const int64_t step = job_.mask.key;
     // Tiles that are read as they lie.
@@ -191,35 +188,16 @@ class RowSight {
 #pragma GCC unroll 4
         for (int j = 0; j < kTile; j += 64 / sizeof(E))
           __builtin_prefetch(ahead + t * kTile + j, 0, 2);
-        tiles[t].words[r] = shown_64(row + t * kTile);
+        tiles[t].words[r] = shown_keys(row + t * kTile);
       }
       for (int t = whole; t < upto; ++t) {
         uint64_t word = 0;
         const int64_t left = std::min<int64_t>(kTile, job_.count - base - t * kTile);
         for (int64_t j = 0; j < left; ++j)
-          word |= uint64_t(shown_one(row[(t * kTile + j) * step])) << j;
+          word |= uint64_t(shows(row[(t * kTile + j) * step])) << j;
         tiles[t].words[r] = word;
       }
     }
-  }
-
-  static constexpr uint16_t kHides = 0xff80;  // -inf
-  // Bit i: p[i] is not -inf.
-  template <class E>
-  static HEXAD_INLINE uint64_t not_hiding(const E* p) {
-    uint64_t row = 0;
-    if constexpr (std::is_same<E, float>::value) {
-      for (int j = 0; j < kTile; j += kLanes)
-        row |= uint64_t(_mm512_cmpneq_epi32_mask(_mm512_loadu_si512(p + j),
-                                                 _mm512_set1_epi32(int32_t(kHides) << 16)))
-               << j;
-    } else {
-      for (int j = 0; j < kTile; j += 2 * kLanes)
-        row |= uint64_t(_mm512_cmpneq_epi16_mask(_mm512_loadu_si512(p + j),
-                                                 _mm512_set1_epi16(int16_t(kHides))))
-               << j;
-    }
-    return row;
   }
 
   const Job<bf16>& job_;
