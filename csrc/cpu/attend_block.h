@@ -253,57 +253,58 @@ class Block {
     const T* v = job_.v + base * job_.v_key;
     if constexpr (std::is_same<T, float>::value)
       return weigh_values(out_, Strided{reinterpret_cast<const char*>(v), 4 * job_.v_key},
-                          job_.value_dim, sight_.plain || finite(v, job_.v_key, job_.value_dim));
+                          job_.value_dim);
     for (int64_t at = 0; at < job_.value_dim; at += kChunk) {
       const int64_t dims = std::min(kChunk, job_.value_dim - at);
-      const bool all_finite = gather(v + at, dims);
-      weigh_values(out_ + at * kRows, Strided{reinterpret_cast<const char*>(kv_), 4 * kChunk}, dims,
-                   all_finite);
+      gather(v + at, dims);
+      weigh_values(out_ + at * kRows, Strided{reinterpret_cast<const char*>(kv_), 4 * kChunk},
+                   dims);
     }
   }
 
-  // Whether all values of the tile are finite.
-  bool finite(const float* v, int64_t key, int64_t dims) const {
-    vi most = set1i(0);
-    for (int j = sight_.from; j < sight_.upto; ++j)
-      for (int64_t d = 0; d < dims; d += kLanes) {
-        const float* p = v + j * key + d;
-        const vf x = dims - d < kLanes ? load_part(p, dims - d) : load(p);
-        most = larger(most, bits(x) & set1i(0x7fffffff));
-      }
-    return all_set(less_int(most, set1i(0x7f800000)));
-  }
-
-  // Values of the tile as the product reads them; true if all are finite, or none is hidden.
-  bool gather(const T* v, int64_t dims) {
+  // Values of the tile as the product reads them.
+  void gather(const T* v, int64_t dims) {
     const int from = sight_.from, upto = sight_.upto;
 #if HEXAD_PAIRS
     if constexpr (kPaired<T>) {
-      Largest largest;
       for (int j = from / 2 * 2; j < upto; j += 2)
         for (int64_t d = 0; d < dims; d += 2 * kLanes) {
           const T* even = v + j * job_.v_key + d;
           const int n = int(std::min<int64_t>(2 * kLanes, dims - d));
           interleave(even, even + job_.v_key, j < from ? 0 : n, j + 1 < upto ? n : 0,
-                     kv_ + j / 2 * kChunk + d, &largest);
+                     kv_ + j / 2 * kChunk + d);
         }
-      return largest.finite();
+      return;
     }
 #endif
     for (int j = from; j < upto; ++j)
       for (int64_t d = 0; d < dims; d += kLanes)
         store(kv_ + j * kChunk + d, take_upto(v + j * job_.v_key + d, dims - d));
-    return sight_.plain || finite(kv_, kChunk, dims);
+  }
+
+  // Whether all values of the tile are finite.
+  bool finite(Strided v, int64_t dims) const {
+    vi most = set1i(0);
+    const auto note = [&](vi x) { most = larger(most, x & set1i(0x7fffffff)); };
+    for (int j = sight_.from / kUnits; j * kUnits < sight_.upto; ++j)
+      for (int64_t d = 0; d < dims; d += kLanes) {
+        const float* p = reinterpret_cast<const float*>(v.at(int(d), j));
+        const vi x = bits(dims - d < kLanes ? load_part(p, dims - d) : load(p));
+        note(x);
+        if (kPaired<T>) note(x << 16);
+      }
+    return all_set(less_int(most, set1i(0x7f800000)));
   }
 
   // The keys that all rows see go together, the rest by sixteen rows. Pairs that are not wholly
   // inside, or chains, count as the rest. A hidden key's weight is 0, so only a value that is not
   // finite needs to be kept from the sum.
-  void weigh_values(float* out, Strided v, int64_t dims, bool all_finite) {
+  void weigh_values(float* out, Strided v, int64_t dims) {
+    const bool safe = sight_.plain || finite(v, dims);
     const float* p = kPaired<T> ? pairs_ : p_;
     const auto add = [&](bool hiding, const float* factor, int from, int upto, int lane, int end) {
       const int64_t first = from / kUnits, last = (upto + kUnits - 1) / kUnits;
-      if (hiding && !all_finite)
+      if (hiding && !safe)
         product<Op, true>(out, factor, v, p, first, last, dims, lane, end);
       else
         product<Op, false>(out, factor, v, p, first, last, dims, lane, end);

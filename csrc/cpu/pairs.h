@@ -25,22 +25,13 @@ HEXAD_INLINE pairs spread_pair(const void* p) {
 HEXAD_INLINE vf dot(pairs a, pairs b, vf sum) {
   return (vf)_mm512_dpbf16_ps((__m512)sum, a, b);
 }
-// Of the numbers that went by, the largest: sign bits shifted out, as integers.
-struct Largest {
-  __m512i twice = _mm512_setzero_si512();
-  HEXAD_INLINE void note(__m512i x) { twice = _mm512_max_epu16(twice, _mm512_add_epi16(x, x)); }
-  HEXAD_INLINE bool finite() const {
-    return !_mm512_cmpge_epu16_mask(twice, _mm512_set1_epi16(int16_t(0xff00)));
-  }
-};
 // Two rows of numbers as one of pairs: evens[i], odds[i] for 32 i, of which the first n_evens and
 // n_odds are read and the others are zero.
 HEXAD_INLINE void interleave(const bf16* evens, const bf16* odds, int n_evens, int n_odds,
-                             float* to, Largest* largest) {
+                             float* to) {
   const auto first = [](int n) { return __mmask32(n < 32 ? (1u << n) - 1 : ~0u); };
   const __m512i a = _mm512_maskz_loadu_epi16(first(n_evens), evens);
   const __m512i b = _mm512_maskz_loadu_epi16(first(n_odds), odds);
-  largest->note(a), largest->note(b);
   alignas(64) static const uint16_t order[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                  11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
