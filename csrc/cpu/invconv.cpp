@@ -11,10 +11,12 @@
 namespace hexad {
 namespace {
 
-constexpr int64_t kRun = 64;                                    // channels
-constexpr int kRows = 6;                                        // of W at a time
-constexpr int kWide = std::is_same<vf, f32x16>::value ? 4 : 1;  // vectors of pixels
-constexpr int64_t kPanel = kInvconvChannels * kLanes;           // floats on the stack
+constexpr int64_t kRun = 64;  // channels
+constexpr int kRows = 6;      // of W at a time
+// Vectors of pixels: twelve sums hide an fma's latency on two ports, and more pixels would push a
+// panel of many channels out of the first-level cache.
+constexpr int kWide = std::is_same<vf, f32x16>::value ? 2 : 1;
+constexpr int64_t kPanel = kInvconvChannels * kLanes;  // floats on the stack
 
 template <class To, class From>
 HEXAD_INLINE void move(To* to, const From* from, int64_t n, bool past = false) {
