@@ -11,10 +11,12 @@
 namespace hexad {
 namespace {
 
-constexpr int64_t kRun = 64;                                    // channels
-constexpr int kRows = 6;                                        // of W at a time
-constexpr int kWide = std::is_same<vf, f32x16>::value ? 4 : 1;  // vectors of pixels
-constexpr int64_t kPanel = kInvconvChannels * kLanes;           // floats on the stack
+constexpr int64_t kRun = 64;  // channels
+constexpr int kRows = 6;      // of W at a time
+// Vectors of pixels: twelve sums hide an fma's latency on two ports, and more pixels would push a
+// panel of many channels out of the first-level cache.
+constexpr int kWide = std::is_same<vf, f32x16>::value ? 2 : 1;
+constexpr int64_t kPanel = kInvconvChannels * kLanes;  // floats on the stack
 
 template <class To, class From>
 HEXAD_INLINE void move(To* to, const From* from, int64_t n, bool past = false) {
@@ -36,16 +38,18 @@ HEXAD_INLINE void parts(const InvconvArgs& a, int64_t begin, int64_t end, const 
   }
 }
 
-// Rows [first, first + kRows) of W times the panel; rows past the last repeat it. Channels are
-// summed in runs, and the runs then on top of the bias: long sums keep their accuracy.
-template <int V>
-HEXAD_INLINE void rows(const InvconvArgs& a, const float* panel, int64_t first,
-                       float (*line)[V * kLanes]) {
-  const float* w[kRows];
+// Rows [first, first + kRows) of W times columns; rows past the last repeat it. Channels are summed
+// in runs, and the runs then on top of the bias: long sums keep their accuracy. column(channel,
+// vector) reads x, `line` holds what is summed so far, put(row, vector, sum) takes the whole sums.
+template <int V, class Column, class Put>
+HEXAD_INLINE void rows(const InvconvArgs& a, int64_t first, const Column& column,
+                       float (*line)[V * kLanes], const Put& put) {
+  const float *w[kRows], *bias[kRows];
+  const float none = 0.f;
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = std::min(first + r, a.channels - 1);
     w[r] = a.weight + row * a.channels;
-    for (int v = 0; v < V; ++v) store(line[r] + v * kLanes, set1(a.bias ? a.bias[row] : 0.f));
+    bias[r] = a.bias ? a.bias + row : &none;
   }
   for (int64_t begin = 0; begin < a.channels; begin += kRun) {
     vf sum[kRows][V];
@@ -54,18 +58,31 @@ HEXAD_INLINE void rows(const InvconvArgs& a, const float* panel, int64_t first,
     const int64_t end = std::min(begin + kRun, a.channels);
     for (int64_t c = begin; c < end; ++c) {
       vf x[V];
-      for (int v = 0; v < V; ++v) x[v] = load(panel + (c * V + v) * kLanes);
+      for (int v = 0; v < V; ++v) x[v] = column(c, v);
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < V; ++v) sum[r][v] = fma(set1(w[r][c]), x[v], sum[r][v]);
     }
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < V; ++v) {
-        float* to = line[r] + v * kLanes;
-        store(to, load(to) + sum[r][v]);
+        float* so_far = line[r] + v * kLanes;
+        const vf all = (begin ? load(so_far) : set1(*bias[r])) + sum[r][v];
+        if (end < a.channels)
+          store(so_far, all);
+        else
+          put(r, v, all);
       }
   }
 }
 
+template <class T>
+HEXAD_INLINE void ask_column(const T* at, int64_t n, bool to_write = false) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T)))
+    to_write ? __builtin_prefetch(at + i, 1) : __builtin_prefetch(at + i, 0, 2);
+}
+
+// Where a panel's pixels are one image's, the first rows read them where they lie and leave the
+// panel behind, sums are stored from registers, and the next panel is asked for beside the
+// products.
 template <class T, int V>
 void panels(const InvconvArgs& a) {
   constexpr int64_t columns = V * kLanes;
@@ -73,29 +90,68 @@ void panels(const InvconvArgs& a) {
   T* const y = static_cast<T*>(a.y);
   const int64_t total = a.batch * a.pixels, work = a.channels * a.channels * columns;
   const bool past = beyond_cache(total * a.channels * int64_t(sizeof(T)));
-  parallel_for((total + columns - 1) / columns, std::max<int64_t>(1, (1 << 18) / work),
-               [&](int64_t first, int64_t last) {
-                 alignas(64) float panel[kPanel];
-                 alignas(64) float line[kRows][columns];
-                 for (int64_t p = first; p < last; ++p) {
-                   const int64_t begin = p * columns, end = std::min(begin + columns, total);
-                   if (end < begin + columns) std::fill_n(panel, a.channels * columns, 0.f);
-                   parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
-                     const T* from = x + image * a.channels * a.pixels + pixel;
-                     for (int64_t c = 0; c < a.channels; ++c)
-                       move(panel + c * columns + at, from + c * a.pixels, n);
-                   });
-                   for (int64_t o = 0; o < a.channels; o += kRows) {
-                     rows<V>(a, panel, o, line);
-                     parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
-                       T* to = y + (image * a.channels + o) * a.pixels + pixel;
-                       for (int64_t r = 0; r < std::min<int64_t>(kRows, a.channels - o); ++r)
-                         move(to + r * a.pixels, line[r] + at, n, past);
-                     });
-                   }
-                 }
-                 if (past) drain();
-               });
+  const auto run = [&](int64_t first, int64_t last) {
+    alignas(64) float panel[kPanel];
+    alignas(64) float line[kRows][columns];
+    const auto packed = [&](int64_t c, int v) __attribute__((always_inline)) {
+      return load(panel + (c * V + v) * kLanes);
+    };
+    const auto straight = [&](int64_t at) __attribute__((always_inline)) {
+      const int64_t channel = at / a.pixels * a.channels, pixel = at % a.pixels;
+      const T* const from = x + channel * a.pixels + pixel;
+      T* const to = y + channel * a.pixels + pixel;
+      const int64_t after = at + columns;
+      const T* const next = x + after / a.pixels * a.channels * a.pixels + after % a.pixels;
+      const bool more = after < std::min(total, last * columns);
+      const bool stream = past && streams(to) && a.pixels * int64_t(sizeof(T)) % kStreamAlign == 0;
+      for (int64_t o = 0; o < a.channels; o += kRows) {
+        const int64_t live = std::min<int64_t>(kRows, a.channels - o);
+        for (int64_t r = o; r < o + live; ++r) {
+          if (more) ask_column(next + r * a.pixels, columns);
+          if (!stream) ask_column(to + r * a.pixels, columns, true);
+        }
+        const auto put_row = [&](int r, int v, vf sum) __attribute__((always_inline)) {
+          if (r < live) put(to + (o + r) * a.pixels + v * kLanes, sum, stream);
+        };
+        if (o)
+          rows<V>(a, o, packed, line, put_row);
+        else
+          rows<V>(
+              a, o,
+              [&](int64_t c, int v) __attribute__((always_inline)) {
+                const vf one = load(from + c * a.pixels + v * kLanes);
+                store(panel + (c * V + v) * kLanes, one);
+                return one;
+              },
+              line, put_row);
+      }
+    };
+    const auto bent = [&](int64_t begin, int64_t end) {
+      if (end < begin + columns) std::fill_n(panel, a.channels * columns, 0.f);
+      parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
+        const T* from = x + image * a.channels * a.pixels + pixel;
+        for (int64_t c = 0; c < a.channels; ++c)
+          move(panel + c * columns + at, from + c * a.pixels, n);
+      });
+      for (int64_t o = 0; o < a.channels; o += kRows) {
+        rows<V>(a, o, packed, line, [&](int r, int v, vf sum) __attribute__((always_inline)) {
+          store(line[r] + v * kLanes, sum);
+        });
+        parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
+          T* to = y + (image * a.channels + o) * a.pixels + pixel;
+          for (int64_t r = 0; r < std::min<int64_t>(kRows, a.channels - o); ++r)
+            move(to + r * a.pixels, line[r] + at, n, past);
+        });
+      }
+    };
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t begin = p * columns;
+      begin % a.pixels + columns <= a.pixels ? straight(begin)
+                                             : bent(begin, std::min(begin + columns, total));
+    }
+    if (past) drain();
+  };
+  parallel_for((total + columns - 1) / columns, std::max<int64_t>(1, (1 << 18) / work), run);
 }
 
 template <class T>

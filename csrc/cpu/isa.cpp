@@ -105,6 +105,18 @@ const CpuTable& cpu() {
   return *t;
 }
 
+bool runs_ahead_of_streams() {
+#if defined(__x86_64__)
+  static const bool intel = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") != 0;
+  }();
+  return intel;
+#else
+  return false;
+#endif
+}
+
 }  // namespace hexad
 
 extern "C" const char* hexad_isa(void) {

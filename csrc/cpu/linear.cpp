@@ -8,6 +8,7 @@
 #include "cpu/linear_many.h"
 #include "cpu/linear_tile.h"
 #include "cpu/plain.h"
+#include "cpu/turn.h"
 
 namespace hexad {
 namespace {
@@ -20,10 +21,13 @@ struct Block {
   const char* lane[kPanel];
   int64_t words;  // whole ones
   bool half;      // one more bfloat16 input
+  int64_t share;  // lanes asked for beside a word, in 2^-32
 
   template <class T>
   Block(const T* w, int64_t stride, int lanes, int64_t begin, int64_t n)
-      : words(n * int64_t(sizeof(T)) / 4), half(sizeof(T) == 2 && n % 2) {
+      : words(n * int64_t(sizeof(T)) / 4),
+        half(sizeof(T) == 2 && n % 2),
+        share((int64_t(kPanel) << 32) / std::max<int64_t>(1, words) + 1) {
     for (int i = 0; i < kPanel; ++i)
       lane[i] = reinterpret_cast<const char*>(w + std::min(i, lanes - 1) * stride + begin);
   }
@@ -31,12 +35,10 @@ struct Block {
   // Words k to k + kRegLanes of lanes h to h + kRegLanes; asks for a share of the next block's
   // lines, a lane's in one go.
   HEXAD_INLINE void square(int64_t k, int h, reg* to) const {
-#pragma GCC unroll 16
-    for (int i = 0; i < kRegLanes; ++i) to[i] = load<reg>(lane[h + i] + k * 4);
-    transpose(to);
+    load_turned(reinterpret_cast<const void* const*>(lane + h), k * 4, to);
     if (h) return;
-    const int64_t end = std::min<int64_t>(kPanel, (k + kRegLanes) * kPanel / words);
-    for (int64_t i = k * kPanel / words; i < end; ++i)
+    const int64_t end = std::min<int64_t>(kPanel, ((k + kRegLanes) * share) >> 32);
+    for (int64_t i = (k * share) >> 32; i < end; ++i)
       for (int64_t line = 0; line < words * 4; line += 64)
         __builtin_prefetch(lane[i] + words * 4 + line);
   }

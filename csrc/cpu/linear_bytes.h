@@ -108,12 +108,19 @@ struct NextPanels {
   }
 };
 
-// Where C panels are read at w, w + step, ...
-template <int C>
+// Tiles of more rows are bound by instructions, not by the memory: where a dot product takes two
+// instructions or a panel two registers, sooner.
+constexpr int memory_bound_rows(int most) {
+  return kRegLanes < 16 ? 0 : kQuadWords > 1 ? 1 : most;
+}
+
+// Where C panels are read at w, w + step, ... Into the second level (kNear: the first) the memory
+// is asked sooner: few lines can be on their way to the first.
+template <int C, bool kNear>
 HEXAD_INLINE void fetch_bytes(NextPanels* next, const int32_t* w, int64_t step) {
   if (C == 2 && next) return next->ask();
 #pragma GCC unroll 4
-  for (int c = 0; c < C; ++c) __builtin_prefetch(w + c * step + 1024 / C);
+  for (int c = 0; c < C; ++c) __builtin_prefetch(w + c * step + 1024 / C, 0, kNear ? 3 : 2);
 }
 
 // 8 bits: after 16 scales, words of four inputs, 128 added to each. The scales multiply at the end.
@@ -125,6 +132,7 @@ struct Int8 {
   template <int R, int C>
   static void tile(const ByteRowsOf<kGroup>& x, const int32_t* w, int64_t step, int64_t begin,
                    int64_t end, int64_t quads, NextPanels* next, float* sums) {
+    constexpr bool kNear = R > memory_bound_rows(kByteTall);
     w += begin * (kGroup / 4) * kPanel;
     for (int64_t g = begin; g < end; ++g) {
       ireg acc[R][C * kByteRegs];
@@ -135,7 +143,7 @@ struct Int8 {
       const int64_t last = std::min<int64_t>(quads, (g + 1) * (kGroup / 4));
       for (int64_t q = g * (kGroup / 4); q < last; ++q, w += kPanel) {
         ireg column[C * kByteRegs];
-        fetch_bytes<C>(next, w, step);
+        fetch_bytes<C, kNear>(next, w, step);
 #pragma GCC unroll 8
         for (int c = 0; c < C * kByteRegs; ++c)
           column[c] = load<ireg>(w + c / kByteRegs * step + c % kByteRegs * kRegLanes);
@@ -168,6 +176,7 @@ struct Int4 {
   static void tile(const ByteRowsOf<kGroup>& x, const int32_t* w, int64_t step, int64_t begin,
                    int64_t end, int64_t, NextPanels*, float* sums) {
     constexpr int N = C * kByteRegs;
+    constexpr bool kNear = R > memory_bound_rows(2);
     w += begin * 5 * kPanel;
     for (int64_t g = begin; g < end; ++g, w += 5 * kPanel) {
       ireg acc[R][N];
@@ -179,7 +188,7 @@ struct Int4 {
 #pragma GCC unroll 1
       for (int j = 1; j <= 4; ++j) {
         ireg low[N], high[N];
-        fetch_bytes<C>(nullptr, w + j * kPanel, step);
+        fetch_bytes<C, kNear>(nullptr, w + j * kPanel, step);
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
           const int32_t* at = w + c / kByteRegs * step + j * kPanel + c % kByteRegs * kRegLanes;
@@ -196,7 +205,7 @@ struct Int4 {
           }
         }
       }
-      fetch_bytes<C>(nullptr, w, step);
+      fetch_bytes<C, kNear>(nullptr, w, step);
 #pragma GCC unroll 8
       for (int c = 0; c < N; ++c) {
         const int32_t* at = w + c / kByteRegs * step + c % kByteRegs * kRegLanes;

@@ -151,8 +151,9 @@ struct Pairs {
   static constexpr bool kFetch = true;
 
   static HEXAD_INLINE reg add(const bf16* x, reg w, reg sum, int inputs) {
-    const bf16 both[2] = {x[0], inputs == 1 ? bf16{0} : x[1]};
-    return dot(spread_pair(both), (pairs)w, sum);
+    if (inputs == kInputs) return dot(spread_pair(x), (pairs)w, sum);
+    const bf16 last[2] = {x[0], {0}};
+    return dot(spread_pair(last), (pairs)w, sum);
   }
 
   template <int R, int C, bool kAhead>

@@ -15,4 +15,8 @@ struct CpuTable {
 // The table of the instruction set in use (isa.cpp).
 const CpuTable& cpu();
 
+// Whether the processor runs ahead of several streams of reads at once, so that asking in streams
+// brings in more than asking in the order of reading.
+bool runs_ahead_of_streams();
+
 }  // namespace hexad
