@@ -88,7 +88,13 @@ void panels(const InvconvArgs& a) {
   constexpr int64_t columns = V * kLanes;
   const T* const x = static_cast<const T*>(a.x);
   T* const y = static_cast<T*>(a.y);
-  const int64_t total = a.batch * a.pixels, work = a.channels * a.channels * columns;
+  const int64_t total = a.batch * a.pixels, count = (total + columns - 1) / columns;
+  // Where threads outnumber panels, rows of W are shared out too: a task is one of `cuts` parts of
+  // a panel.
+  const int64_t blocks = (a.channels + kRows - 1) / kRows, threads = parallel_threads();
+  int64_t cuts = 1;
+  if (count && count < threads) cuts = std::min(2 * threads / count, std::max<int64_t>(1, blocks));
+  const int64_t each = (blocks + cuts - 1) / cuts * kRows, work = each * a.channels * columns;
   const bool past = beyond_cache(total * a.channels * int64_t(sizeof(T)));
   const auto run = [&](int64_t first, int64_t last) {
     alignas(64) float panel[kPanel];
@@ -96,16 +102,17 @@ void panels(const InvconvArgs& a) {
     const auto packed = [&](int64_t c, int v) __attribute__((always_inline)) {
       return load(panel + (c * V + v) * kLanes);
     };
-    const auto straight = [&](int64_t at) __attribute__((always_inline)) {
+    const auto straight = [&](int64_t at, int64_t begin,
+                              int64_t end) __attribute__((always_inline)) {
       const int64_t channel = at / a.pixels * a.channels, pixel = at % a.pixels;
       const T* const from = x + channel * a.pixels + pixel;
       T* const to = y + channel * a.pixels + pixel;
       const int64_t after = at + columns;
       const T* const next = x + after / a.pixels * a.channels * a.pixels + after % a.pixels;
-      const bool more = after < std::min(total, last * columns);
+      const bool more = cuts == 1 && after < std::min(total, last * columns);
       const bool stream = past && streams(to) && a.pixels * int64_t(sizeof(T)) % kStreamAlign == 0;
-      for (int64_t o = 0; o < a.channels; o += kRows) {
-        const int64_t live = std::min<int64_t>(kRows, a.channels - o);
+      for (int64_t o = begin; o < end; o += kRows) {
+        const int64_t live = std::min<int64_t>(kRows, end - o);
         for (int64_t r = o; r < o + live; ++r) {
           if (more) ask_column(next + r * a.pixels, columns);
           if (!stream) ask_column(to + r * a.pixels, columns, true);
@@ -113,7 +120,7 @@ void panels(const InvconvArgs& a) {
         const auto put_row = [&](int r, int v, vf sum) __attribute__((always_inline)) {
           if (r < live) put(to + (o + r) * a.pixels + v * kLanes, sum, stream);
         };
-        if (o)
+        if (o > begin)
           rows<V>(a, o, packed, line, put_row);
         else
           rows<V>(
@@ -126,32 +133,33 @@ void panels(const InvconvArgs& a) {
               line, put_row);
       }
     };
-    const auto bent = [&](int64_t begin, int64_t end) {
-      if (end < begin + columns) std::fill_n(panel, a.channels * columns, 0.f);
-      parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
+    const auto bent = [&](int64_t at, int64_t begin, int64_t end) {
+      const int64_t stop = std::min(at + columns, total);
+      if (stop < at + columns) std::fill_n(panel, a.channels * columns, 0.f);
+      parts(a, at, stop, [&](int64_t column, int64_t image, int64_t pixel, int64_t n) {
         const T* from = x + image * a.channels * a.pixels + pixel;
         for (int64_t c = 0; c < a.channels; ++c)
-          move(panel + c * columns + at, from + c * a.pixels, n);
+          move(panel + c * columns + column, from + c * a.pixels, n);
       });
-      for (int64_t o = 0; o < a.channels; o += kRows) {
+      for (int64_t o = begin; o < end; o += kRows) {
         rows<V>(a, o, packed, line, [&](int r, int v, vf sum) __attribute__((always_inline)) {
           store(line[r] + v * kLanes, sum);
         });
-        parts(a, begin, end, [&](int64_t at, int64_t image, int64_t pixel, int64_t n) {
+        parts(a, at, stop, [&](int64_t column, int64_t image, int64_t pixel, int64_t n) {
           T* to = y + (image * a.channels + o) * a.pixels + pixel;
-          for (int64_t r = 0; r < std::min<int64_t>(kRows, a.channels - o); ++r)
-            move(to + r * a.pixels, line[r] + at, n, past);
+          for (int64_t r = 0; r < std::min<int64_t>(kRows, end - o); ++r)
+            move(to + r * a.pixels, line[r] + column, n, past);
         });
       }
     };
-    for (int64_t p = first; p < last; ++p) {
-      const int64_t begin = p * columns;
-      begin % a.pixels + columns <= a.pixels ? straight(begin)
-                                             : bent(begin, std::min(begin + columns, total));
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t at = task / cuts * columns, begin = task % cuts * each;
+      const int64_t end = std::min(begin + each, a.channels);
+      at % a.pixels + columns <= a.pixels ? straight(at, begin, end) : bent(at, begin, end);
     }
     if (past) drain();
   };
-  parallel_for((total + columns - 1) / columns, std::max<int64_t>(1, (1 << 18) / work), run);
+  parallel_for(count * cuts, std::max<int64_t>(1, (1 << 18) / work), run);
 }
 
 template <class T>

@@ -231,6 +231,8 @@ class Sight {
           for (int j = kTile; j < 2 * kTile; j += 64 / sizeof(E)) __builtin_prefetch(row + j, 0, 2);
         words[r] = shown_keys(row);
       }
+    } else if (m.key == 0) {
+      for (int r = 0; r < count; ++r) words[r] = shows(p[mask_at_[r]]) ? ~0ull : 0;
     } else {
       for (int r = 0; r < count; ++r) {
         words[r] = 0;
@@ -250,6 +252,12 @@ class Sight {
       store(scores + j * kRows, (kPaired<T> ? s * scale : s) + bias);
     };
     int j = from / kLanes * kLanes;
+    if (step == 0) {  // the same for all keys
+      alignas(64) float row[kLanes];
+      for (int l = 0; l < kLanes; ++l) row[l] = to_float(p[at[l]]);
+      for (const vf bias = load(row); j < upto; ++j) add(j, bias);
+      return;
+    }
     if constexpr (std::is_same<E, bf16>::value)  // turned by pairs of keys
       for (; j < upto && j + 2 * kLanes <= left; j += 2 * kLanes) {
         vf square[kLanes];
