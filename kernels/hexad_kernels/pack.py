@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hexad_kernels import arrays, check
+from hexad_kernels import arrays, check, memory
 
 FORMS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 FLOAT, BFLOAT, INT8, INT4 = range(4)
@@ -118,7 +118,7 @@ def pack(weight: Tensor) -> PackedWeight:
         panels = _words(_padded(weight, 1).transpose(1, 2))
     else:
         panels = _words(_padded(weight, 2).unflatten(2, (-1, 2)).transpose(1, 2))
-    return PackedWeight(panels, form, weight.shape, weight.dtype)
+    return PackedWeight(memory.on_large_pages(panels), form, weight.shape, weight.dtype)
 
 
 def quantize(weight: Tensor, form: str) -> PackedWeight:
@@ -134,7 +134,7 @@ def quantize(weight: Tensor, form: str) -> PackedWeight:
     if not torch.isfinite(weight).all():
         raise ValueError("weight: has NaN or infinity, wants finite numbers")
     panels = (_int8 if code == INT8 else _int4)(weight.float()) if weight.numel() else _empty(weight, code)
-    packed = PackedWeight(panels, form, weight.shape, weight.dtype)
+    packed = PackedWeight(memory.on_large_pages(panels), form, weight.shape, weight.dtype)
     exact = weight.double()
     size = exact.norm().item()
     off = (unpack(panels, code, *weight.shape).double() - exact).norm().item()
