@@ -1,6 +1,6 @@
 """What stands against hexad's own work or another library's, rather than torch's same op: attention's options per tile,
-quantised against dense, the AVX2 level against its own roof, a Glow step against normflows, a guided step against
-diffusers, and every shape of the tests against torch eager.
+quantised against dense, caches on large pages against plain ones, the AVX2 level against its own roof, a Glow step
+against normflows, a guided step against diffusers, and every shape of the tests against torch eager.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hexad_kernels as hk
 from bench import eager as torch_side
 from bench import peers
 from bench.timing import interleaved, with_roofs
-from hexad_kernels import native
+from hexad_kernels import memory, native
 from hexad_kernels.invconv import fold_actnorm
 
 TILE = 48, 64  # rows and keys of a tile
@@ -33,6 +33,10 @@ def label(value):
 def checked(name, args, kwargs):
     call = promises.Call(args, kwargs)
     promises.accurate(name, call, call.map(lambda t: t.double() if t.is_floating_point() else t))
+
+
+def find(op, name):
+    return next(case for case in cases()[op] if case.name == name)
 
 
 def report(benchmark, ours, mine, **info):
@@ -135,6 +139,26 @@ def test_linear_relation(benchmark, case, form, rows, other_form, other_rows, dt
     )  # fmt: skip
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=label)
+@pytest.mark.parametrize("name", ["gpt", "llama_alone", "llama_paged"])
+def test_decode_on_large_pages(benchmark, name, dtype):
+    """A cache where the engine's lie, on large pages if the system has them, against the same in plain memory."""
+    q, *caches, lengths, options = *(call := build(find("decode", name), dtype)).args, call.kwargs
+    large = [memory.on_large_pages(cache) for cache in caches]
+
+    def on(held):
+        return hk.decode(q, *held, lengths, **options)
+
+    checked("decode", (q, *large, lengths), options)
+    assert torch.equal(on(large)[0], on(caches)[0])
+    mine, plain = interleaved([lambda: on(large), lambda: on(caches)])
+    report(
+        benchmark, lambda: on(large), mine, op="decode_relation", case=f"{name}_large_pages", dtype=label(dtype),
+        vs_other=plain / mine,
+    )  # fmt: skip
+
+
 AVX2 = [
     *(("attention", case) for case in ("gpt_prefill", "full_128", "llama_prefill")),
     ("attention_backward", "gpt"),
@@ -149,7 +173,7 @@ def test_avx2(benchmark, name, case):
     """float32 on the AVX2 level, against the arithmetic roof of that level."""
     if "avx2" not in native.C.isa_available().split(","):
         pytest.skip("this machine has no AVX2")
-    found = next(c for c in cases()[name] if c.name == case)
+    found = find(name, case)
     call, usual = build(found, torch.float32), native.C.isa()
     native.C.set_isa("avx2")
     try:

@@ -1,4 +1,4 @@
-"""Memory of large outputs: used again when nobody refers to it, and never before."""
+"""Memory of large outputs: used again when nobody refers to it, and never before; large pages for the rest."""
 
 import threading
 
@@ -92,3 +92,43 @@ def test_counters_are_zero_and_kept():
     assert memory.counters(torch.zeros(1), len(first)) is first
     more = memory.counters(torch.zeros(1), len(first) + 1)
     assert len(more) > len(first) and not more.any()
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_zeros_on_large_pages(device):
+    rows = memory.PAGE // 2048
+    out = memory.zeros((rows, 1024), torch.bfloat16, device)
+    assert (out.shape, out.dtype) == ((rows, 1024), torch.bfloat16)
+    assert not out.any()
+    assert not out.untyped_storage().resizable()  # a block of its own
+    assert not memory._blocks  # that nobody keeps
+    assert memory.zeros((rows - 1, 1024), torch.bfloat16).untyped_storage().resizable()
+
+
+def test_what_is_moved_to_large_pages_is_the_same():
+    value = torch.randn(1024, memory.PAGE // 4096).t()
+    moved = memory.on_large_pages(value)
+    assert torch.equal(moved, value)
+    assert moved.is_contiguous()
+    assert not moved.untyped_storage().resizable()
+    assert memory.on_large_pages(value[:9]).untyped_storage().resizable()
+
+
+def test_a_block_of_large_pages_goes_with_its_tensor():
+    def mapped():
+        with open("/proc/self/statm") as found:
+            return int(found.read().split()[0])
+
+    memory.zeros((1 << 20,), torch.float32)
+    before = mapped()
+    for _ in range(64):
+        memory.zeros((1 << 20,), torch.float32)  # 4 MB
+    assert mapped() - before < 16 << 20 >> 12
+
+
+def test_a_tensor_of_no_memory_takes_none():
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    with FakeTensorMode():
+        assert type(memory.zeros((memory.PAGE,), torch.float32)) is FakeTensor
+    assert memory.zeros((memory.PAGE,), torch.float32, "meta").is_meta

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
-from hexad_kernels import append_kv, decode
+from hexad_kernels import append_kv, decode, memory
 
 
 class KVCache:
@@ -34,8 +34,8 @@ class KVCache:
         self.capacity = capacity
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         shape = (layers, *self._storage(batch, heads, head_dim))
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = memory.zeros(shape, dtype, device)
+        self.values = memory.zeros(shape, dtype, device)
 
     def _storage(self, batch: int, heads: int, head_dim: int) -> tuple[int, ...]:
         return batch, heads, self.capacity, head_dim

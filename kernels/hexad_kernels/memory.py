@@ -10,10 +10,12 @@ allocated as usual. A tensor of this memory behaves as any other, but its storag
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -48,11 +50,11 @@ def _new(size: int) -> mmap.mmap:
     return block
 
 
-def _tensor(block: mmap.mmap, like: Tensor) -> Tensor:
-    """A tensor of `like`'s shape and dtype over a block, which lives as long as it."""
+def _tensor(block: mmap.mmap, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor over a block, which lives as long as it."""
     whole = torch.frombuffer(block, dtype=torch.uint8)
     # Not a view of `whole`: to autograd an output is a tensor of its own.
-    return torch.empty(0, dtype=like.dtype, device="cpu").set_(whole.untyped_storage()).resize_(like.shape)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(whole.untyped_storage()).resize_(shape)
 
 
 def _claim(size: int) -> mmap.mmap | None:
@@ -92,20 +94,27 @@ def empty_like(value: Tensor) -> Tensor:
             if sum(map(len, _blocks)) + size > KEEP:
                 return check.empty_like(value)
         block = _new(size)
-    found = _tensor(block, value)
+    found = _tensor(block, value.shape, value.dtype)
     _blocks.append(block)
     return found
 
 
-def on_large_pages(value: Tensor) -> Tensor:
-    """`value`, contiguous; copied to memory on large pages if it fills any, as for weights that every call reads.
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Zeros, on large pages if they fill any: for what every call reads. Pages are taken as they are first written.
 
-    Translating addresses takes a tenth of the time in which one core reads small pages.
+    Translating addresses takes a tenth of the time or more in which one core reads small pages.
     """
-    size = value.numel() * value.itemsize
-    if size < PAGE or not value.is_cpu or type(value) is not Tensor or not _can:
+    size = math.prod(shape) * dtype.itemsize
+    if size < PAGE or torch.device(device).type != "cpu" or type(torch.empty(0)) is not Tensor or not _can:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return _tensor(_new(size), shape, dtype)
+
+
+def on_large_pages(value: Tensor) -> Tensor:
+    """`value`, contiguous, copied to such memory if it fills a large page."""
+    if value.numel() * value.itemsize < PAGE or not value.is_cpu or type(value) is not Tensor:
         return value.contiguous()
-    return _tensor(_new(size), value).copy_(value)
+    return zeros(value.shape, value.dtype).copy_(value)
 
 
 def counters(like: Tensor, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import hexad_kernels as hk
+from hexad_kernels import memory
 
 
 @dataclass
@@ -62,7 +63,7 @@ def _roomy(layer: Any, key: Tensor, value: Tensor, held: int) -> Room:
     capacity = total + max(128, total // 2)
     buffers = []
     for old, new in ((layer.keys, key), (layer.values, value)):
-        buffer = new.new_empty(*new.shape[:2], capacity, new.shape[3])
+        buffer = memory.zeros((*new.shape[:2], capacity, new.shape[3]), new.dtype, new.device)
         if held:
             buffer[:, :, :held] = old
         buffers.append(buffer)
